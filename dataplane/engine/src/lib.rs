@@ -1,0 +1,16 @@
+//! The packet path of Sluice as a pure state machine.
+//!
+//! A [`worker::Worker`] takes a batch of packets, the time and a [`snapshot::Snapshot`], and gives every packet back with
+//! a [`verdict::Verdict`]. Nothing here opens a socket, reads a clock, draws entropy from the system, logs or allocates
+//! per packet: all of that are arguments, so that every behaviour, every timeout included, is a plain deterministic test.
+//!
+//! ```text
+//! packets in -> parse all -> hash all, prefetch -> match -> (new: policy, NAT, insert) -> rewrite -> packets out
+//!                 wire/         flow/               flow/     policy/ nat/                 wire/
+//! ```
+
+pub mod frame;
+pub mod verdict;
+
+pub use frame::{Frame, GsoKind, Ingress, Offload, Packet};
+pub use verdict::{Drop, Verdict};
