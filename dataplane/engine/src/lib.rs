@@ -9,8 +9,10 @@
 //!                 wire/         flow/               flow/     policy/ nat/                 wire/
 //! ```
 
+pub mod flow;
 pub mod frame;
 pub mod verdict;
+pub mod wire;
 
 pub use frame::{Frame, GsoKind, Ingress, Offload, Packet};
 pub use verdict::{Drop, Verdict};
