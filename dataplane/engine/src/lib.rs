@@ -16,3 +16,5 @@ pub mod wire;
 
 pub use frame::{Frame, GsoKind, Ingress, Offload, Packet};
 pub use verdict::{Drop, Verdict};
+#[cfg(any(test, feature = "testing"))]
+pub use wire::testing;

@@ -9,6 +9,8 @@
 pub mod checksum;
 mod parse;
 mod rewrite;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 mod verify;
 
 #[cfg(test)]

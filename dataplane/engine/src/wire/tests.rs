@@ -2,64 +2,30 @@
 
 use super::*;
 use crate::flow::FlowKey;
+use crate::testing;
 use crate::verdict::Drop;
-use etherparse::PacketBuilder;
+use proptest::collection::vec;
 use proptest::prelude::*;
+use std::net::{Ipv4Addr, SocketAddrV4};
 
-const MACS: ([u8; 6], [u8; 6]) = ([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]);
+fn ends(key: &FlowKey) -> (String, String) {
+    let socket = |ip: u32, port: u16| SocketAddrV4::new(Ipv4Addr::from_bits(ip), port).to_string();
+    (socket(key.src(), key.sport()), socket(key.dst(), key.dport()))
+}
 
 fn udp(key: &FlowKey, payload: &[u8]) -> Vec<u8> {
-    let builder = PacketBuilder::ethernet2(MACS.0, MACS.1)
-        .ipv4(key.src().to_be_bytes(), key.dst().to_be_bytes(), 64)
-        .udp(key.sport(), key.dport());
-    let mut frame = Vec::new();
-    builder.write(&mut frame, payload).unwrap();
-    frame
+    let (from, to) = ends(key);
+    testing::udp(&from, &to).payload(payload).build()
 }
 
 fn tcp(key: &FlowKey, flags: u8, payload: &[u8]) -> Vec<u8> {
-    let builder = PacketBuilder::ethernet2(MACS.0, MACS.1)
-        .ipv4(key.src().to_be_bytes(), key.dst().to_be_bytes(), 64)
-        .tcp(key.sport(), key.dport(), 1000, 4000);
-    let mut frame = Vec::new();
-    builder.write(&mut frame, payload).unwrap();
-    frame[47] = flags;
-    refresh(&mut frame);
-    frame
+    let (from, to) = ends(key);
+    testing::tcp(&from, &to).flag_bits(flags).payload(payload).build()
 }
 
 fn echo(key: &FlowKey, payload: &[u8]) -> Vec<u8> {
-    let builder = PacketBuilder::ethernet2(MACS.0, MACS.1)
-        .ipv4(key.src().to_be_bytes(), key.dst().to_be_bytes(), 64)
-        .icmpv4_echo_request(key.sport(), 1);
-    let mut frame = Vec::new();
-    builder.write(&mut frame, payload).unwrap();
-    frame
-}
-
-/// Writes both checksums anew, by etherparse and not by the code under test.
-fn refresh(frame: &mut [u8]) {
-    let (ip, _) = etherparse::Ipv4Header::from_slice(&frame[14..]).unwrap();
-    frame[24..26].copy_from_slice(&ip.calc_header_checksum().to_be_bytes());
-    let at = 14 + ip.header_len();
-    let end = 14 + usize::from(ip.total_len);
-    let l4 = &frame[at..end];
-    let (field, sum) = match ip.protocol.0 {
-        6 => {
-            let (header, payload) = etherparse::TcpHeader::from_slice(l4).unwrap();
-            (16, header.calc_checksum_ipv4(&ip, payload).unwrap())
-        }
-        17 => {
-            let (header, payload) = etherparse::UdpHeader::from_slice(l4).unwrap();
-            (6, header.calc_checksum_ipv4(&ip, payload).unwrap())
-        }
-        1 => {
-            let (header, payload) = etherparse::Icmpv4Header::from_slice(l4).unwrap();
-            (2, header.icmp_type.calc_checksum(payload))
-        }
-        _ => return,
-    };
-    frame[at + field..at + field + 2].copy_from_slice(&sum.to_be_bytes());
+    let (src, dst) = (Ipv4Addr::from_bits(key.src()), Ipv4Addr::from_bits(key.dst()));
+    testing::echo_request(&src.to_string(), &dst.to_string(), key.sport(), 1).payload(payload).build()
 }
 
 fn parsed(frame: &[u8]) -> Parsed {
@@ -79,7 +45,7 @@ prop_compose! {
 
 proptest! {
     #[test]
-    fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), extra in 0usize..3000) {
+    fn arbitrary_bytes_never_panic(bytes in vec(any::<u8>(), 0..200), extra in 0usize..3000) {
         let mut bytes = bytes;
         if let Ok(p) = parse(&bytes, bytes.len() + extra) {
             let _ = (l4_checksum(&bytes, &p, false), p.tcp(&bytes), p.icmp_type(&bytes), p.payload_len());
@@ -88,42 +54,110 @@ proptest! {
     }
 
     #[test]
-    fn incremental_equals_full_udp(from in keys(17), to in keys(17), payload in proptest::collection::vec(any::<u8>(), 0..64)) {
+    fn what_is_built_is_what_is_parsed(
+        key in prop_oneof![keys(1), keys(6), keys(17)],
+        payload in vec(any::<u8>(), 0..64),
+        options in 0usize..=10,
+        tcp_options in 0usize..=10,
+        ttl: u8,
+        id: u16,
+        dont_fragment: bool,
+        padding in 0usize..20,
+        flags in prop::sample::select(&[0x02u8, 0x12, 0x10, 0x18, 0x11, 0x04, 0x14, 0xC2][..]),
+        numbers: (u32, u32, u16),
+    ) {
+        let (from, to) = ends(&key);
+        let address = |a: u32| Ipv4Addr::from_bits(a).to_string();
+        let l4_header_len = if key.proto() == 6 { 20 + tcp_options * 4 } else { 8 };
+        let builder = match key.proto() {
+            6 => testing::tcp(&from, &to).flag_bits(flags).seq(numbers.0).ack(numbers.1).window(numbers.2).tcp_options(&vec![1; tcp_options * 4]),
+            17 => testing::udp(&from, &to),
+            _ => testing::echo_reply(&address(key.src()), &address(key.dst()), key.sport(), 9),
+        };
+        let builder = builder.payload(&payload).ip_options(&vec![1; options * 4]).ttl(ttl).id(id).padding(padding);
+        let frame = if dont_fragment { builder.dont_fragment() } else { builder }.build();
+        prop_assert_eq!(testing::verify(&frame), Ok(()));
+        let p = parsed(&frame);
+        prop_assert_eq!((p.key, p.ttl, p.id, p.dont_fragment()), (key, ttl, id, dont_fragment));
+        prop_assert_eq!(usize::from(p.header_len), 20 + options * 4);
+        prop_assert_eq!(usize::from(p.l4_header_len), l4_header_len);
+        prop_assert_eq!(usize::from(p.payload_len()), payload.len());
+        prop_assert_eq!(p.end(), frame.len() - padding);
+        prop_assert!(!p.is_fragment());
+        prop_assert_eq!(l4_checksum(&frame, &p, false), L4Checksum::Good);
+        match p.tcp(&frame) {
+            Some(tcp) => {
+                prop_assert_eq!(key.proto(), 6);
+                prop_assert_eq!((tcp.flags.0, tcp.seq, tcp.ack, tcp.window), (flags, numbers.0, numbers.1, numbers.2));
+            }
+            None => prop_assert_ne!(key.proto(), 6),
+        }
+    }
+
+    #[test]
+    fn a_changed_byte_never_panics(
+        key in prop_oneof![keys(1), keys(6), keys(17)],
+        changes in vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
+        cut in any::<prop::sample::Index>(),
+        repaired: bool,
+    ) {
+        let (from, to) = ends(&key);
+        let mut frame = match key.proto() {
+            6 => testing::tcp(&from, &to).mss(1460).ip_options(&[1; 8]).payload(b"abcdefgh").build(),
+            17 => udp(&key, b"abcdefgh"),
+            _ => echo(&key, b"abcdefgh"),
+        };
+        for (at, value) in changes {
+            let at = 12 + at.index(frame.len() - 12);
+            frame[at] = value;
+        }
+        // Half of them past the header's checksum, or little else would be reached.
+        if repaired {
+            refresh_ip(&mut frame);
+        }
+        let len = frame.len();
+        frame.truncate(14 + cut.index(len - 13));
+        if let Ok(p) = parse(&frame, len) {
+            prop_assert!(p.end() <= len);
+            prop_assert!(usize::from(p.l4_offset()) + usize::from(p.l4_header_len) <= frame.len().max(34));
+            let before = frame.clone();
+            let _ = (l4_checksum(&frame, &p, false), p.tcp(&frame), p.icmp_type(&frame), p.payload_len());
+            apply(&mut frame, &p, &Rewrite::identity(&p.key), Ttl::Keep, false);
+            prop_assert_eq!(frame, before);
+        }
+    }
+
+    #[test]
+    fn incremental_equals_full_udp(from in keys(17), to in keys(17), payload in vec(any::<u8>(), 0..64)) {
         let mut frame = udp(&from, &payload);
         let p = parsed(&frame);
         prop_assert_eq!(p.key, from);
         prop_assert_eq!(l4_checksum(&frame, &p, false), L4Checksum::Good);
         apply(&mut frame, &p, &Rewrite::new(&from, &to), Ttl::Decrement, false);
-        let mut full = frame.clone();
-        refresh(&mut full);
-        prop_assert_eq!(&frame, &full);
+        prop_assert_eq!(testing::verify(&frame), Ok(()));
         let p = parsed(&frame);
         prop_assert_eq!((p.key, p.ttl), (to, 63));
     }
 
     #[test]
-    fn incremental_equals_full_tcp(from in keys(6), to in keys(6), payload in proptest::collection::vec(any::<u8>(), 0..64)) {
+    fn incremental_equals_full_tcp(from in keys(6), to in keys(6), payload in vec(any::<u8>(), 0..64)) {
         let mut frame = tcp(&from, TcpFlags::ACK, &payload);
         let p = parsed(&frame);
         prop_assert_eq!(p.key, from);
         prop_assert_eq!(l4_checksum(&frame, &p, false), L4Checksum::Good);
         apply(&mut frame, &p, &Rewrite::new(&from, &to), Ttl::Decrement, false);
-        let mut full = frame.clone();
-        refresh(&mut full);
-        prop_assert_eq!(&frame, &full);
+        prop_assert_eq!(testing::verify(&frame), Ok(()));
         prop_assert_eq!(parsed(&frame).key, to);
     }
 
     #[test]
-    fn incremental_equals_full_echo(from in keys(1), to in keys(1), payload in proptest::collection::vec(any::<u8>(), 0..64)) {
+    fn incremental_equals_full_echo(from in keys(1), to in keys(1), payload in vec(any::<u8>(), 0..64)) {
         let mut frame = echo(&from, &payload);
         let p = parsed(&frame);
         prop_assert_eq!(p.key, from);
         prop_assert_eq!(l4_checksum(&frame, &p, false), L4Checksum::Good);
         apply(&mut frame, &p, &Rewrite::new(&from, &to), Ttl::Keep, false);
-        let mut full = frame.clone();
-        refresh(&mut full);
-        prop_assert_eq!(&frame, &full);
+        prop_assert_eq!(testing::verify(&frame), Ok(()));
         prop_assert_eq!((parsed(&frame).key, parsed(&frame).ttl), (to, 64));
     }
 
@@ -141,7 +175,7 @@ proptest! {
     }
 
     #[test]
-    fn partial_holds_the_new_pseudo_header(from in keys(6), to in keys(6), payload in proptest::collection::vec(any::<u8>(), 0..64)) {
+    fn partial_holds_the_new_pseudo_header(from in keys(6), to in keys(6), payload in vec(any::<u8>(), 0..64)) {
         let mut frame = tcp(&from, TcpFlags::ACK, &payload);
         let p = parsed(&frame);
         let pseudo = checksum::pseudo(from.src(), from.dst(), 6, p.l4_len());
@@ -154,7 +188,7 @@ proptest! {
     }
 
     #[test]
-    fn sum_is_the_plain_definition(bytes in proptest::collection::vec(any::<u8>(), 0..200), cut in any::<prop::sample::Index>()) {
+    fn sum_is_the_plain_definition(bytes in vec(any::<u8>(), 0..200), cut in any::<prop::sample::Index>()) {
         let mut plain: u32 = bytes.chunks(2).map(|c| u32::from(c[0]) << 8 | u32::from(c.get(1).copied().unwrap_or(0))).sum();
         while plain > 0xFFFF {
             plain = (plain & 0xFFFF) + (plain >> 16);
@@ -314,8 +348,12 @@ fn fragments_are_told_apart() {
     assert_eq!(parse(&too_far, too_far.len()), Err(Drop::BadIpHeader));
 }
 
+/// Writes the IP header's checksum anew, as far as there is a header.
 fn refresh_ip(frame: &mut [u8]) {
+    let end = 14 + usize::from(frame[14] & 0x0F) * 4;
     frame[24..26].fill(0);
-    let sum = !checksum::sum(&frame[14..34]);
-    frame[24..26].copy_from_slice(&sum.to_be_bytes());
+    if let Some(header) = frame.get(14..end) {
+        let sum = !checksum::sum(header);
+        frame[24..26].copy_from_slice(&sum.to_be_bytes());
+    }
 }
