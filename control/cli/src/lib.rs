@@ -4,6 +4,7 @@
 //! `lab exec` ends with the code of what it ran.
 #![forbid(unsafe_code)]
 
+pub mod demo;
 pub mod lab;
 mod netns;
 pub mod output;
@@ -32,6 +33,8 @@ enum Command {
     /// A virtual EC2 node in network namespaces
     #[command(subcommand)]
     Lab(lab::Lab),
+    /// Show real flows through the dataplane, judged; then load
+    Demo(Box<demo::Demo>),
     /// Print completions for a shell
     Completions {
         /// The shell
@@ -63,6 +66,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 fn dispatch(command: &Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Lab(command) => return lab::run(command),
+        Command::Demo(demo) => return demo::run(demo),
         Command::LabServer(name) => lab::server::serve(&name.name)?,
         Command::Completions { shell } => {
             let mut script = Vec::new();
