@@ -6,6 +6,7 @@
 #![deny(unsafe_code)]
 
 pub mod forwarding;
+pub mod host;
 pub mod load;
 pub mod meter;
 pub mod netns;

@@ -4,4 +4,6 @@
 pub mod bed;
 pub mod lab;
 pub mod plan;
+pub mod report;
 pub mod run;
+pub mod summary;

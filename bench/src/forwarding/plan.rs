@@ -75,9 +75,9 @@ impl Plan {
             flows: vec![1_000],
             overload_rates: Vec::new(),
             warm_up: Duration::from_millis(100),
-            window: Duration::from_millis(350),
-            round_trips: Duration::from_millis(500),
-            tcp: Duration::from_millis(1000),
+            window: Duration::from_millis(300),
+            round_trips: Duration::from_millis(400),
+            tcp: Duration::from_millis(900),
             deadline: Duration::from_secs(80),
             ..Self::full()
         }
