@@ -6,11 +6,14 @@
 //! [`State::check`] accepts is one that the engine can compile.
 #![forbid(unsafe_code)]
 
+pub mod framing;
 mod generation;
 mod mac;
 mod nat;
 mod node;
 mod ports;
+pub mod push;
+pub mod query;
 mod timeouts;
 mod validate;
 

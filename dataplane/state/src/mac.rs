@@ -27,7 +27,8 @@ impl FromStr for Mac {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let refuse = || format!("`{text}` is not a MAC address: six hexadecimal bytes as in 02:00:00:00:00:01");
+        let refuse =
+            || format!("`{text}` is not a MAC address: six hexadecimal bytes as in 02:00:00:00:00:01");
         let mut bytes = [0; 6];
         let mut parts = text.split(':');
         for byte in &mut bytes {

@@ -29,7 +29,8 @@ impl FromStr for PortRange {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let refuse = || format!("`{text}` is not a port range: FIRST-LAST or PORT, each 1 to 65535, FIRST <= LAST");
+        let refuse =
+            || format!("`{text}` is not a port range: FIRST-LAST or PORT, each 1 to 65535, FIRST <= LAST");
         let (first, last) = text.split_once('-').unwrap_or((text, text));
         let parse = |part: &str| part.trim().parse::<u16>().ok().filter(|p| *p > 0).ok_or_else(refuse);
         let (first, last) = (parse(first)?, parse(last)?);

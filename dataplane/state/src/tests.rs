@@ -79,7 +79,8 @@ fn a_generation_is_applied_whole_or_not_at_all() {
     let mut pod = state.pods[0].clone();
     pod.ip = "10.0.1.11".parse().unwrap();
     pod.interface = "enib".into();
-    let good = Generation { number: 2, ops: vec![Op::UpsertPod(pod.clone()), Op::DeletePod(state.pods[0].ip)] };
+    let good =
+        Generation { number: 2, ops: vec![Op::UpsertPod(pod.clone()), Op::DeletePod(state.pods[0].ip)] };
     let next = state.apply(&good).unwrap();
     assert_eq!(next.pods, [pod.clone()]);
     pod.eni = "nowhere".into();
@@ -91,7 +92,10 @@ fn a_generation_is_applied_whole_or_not_at_all() {
 #[test]
 fn the_default_port_set_is_the_documented_one() {
     let set = SnatPorts::default().set();
-    assert_eq!(set.ranges().iter().map(ToString::to_string).collect::<Vec<_>>(), ["1024-29999", "61000-65535"]);
+    assert_eq!(
+        set.ranges().iter().map(ToString::to_string).collect::<Vec<_>>(),
+        ["1024-29999", "61000-65535"]
+    );
     assert_eq!(set.len(), 28_976 + 4_536);
     assert!(set.contains(1024) && !set.contains(1023) && set.contains(65_535) && !set.contains(30_000));
 }

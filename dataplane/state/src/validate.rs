@@ -4,11 +4,12 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 
 use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
 
 use crate::{State, VERSION};
 
 /// One thing that is wrong with a state.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{field}: `{value}` {reason}")]
 pub struct Invalid {
     /// Path of the field, `pod[3].eni`.
@@ -53,10 +54,18 @@ impl State {
         self.check_nat(&mut findings);
         if self.snat_ports.set().is_empty() {
             let ranges = self.snat_ports.ranges.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
-            findings.add("snat_ports", ranges, "leaves no port for SNAT: keep at least one outside `exclude`");
+            findings.add(
+                "snat_ports",
+                ranges,
+                "leaves no port for SNAT: keep at least one outside `exclude`",
+            );
         }
         if self.snat_ports.ranges.iter().any(|r| r.first < 1024) {
-            findings.add("snat_ports.ranges", "below 1024", "would take ports of the node's services: start at 1024");
+            findings.add(
+                "snat_ports.ranges",
+                "below 1024",
+                "would take ports of the node's services: start at 1024",
+            );
         }
         for (name, value) in self.timeouts.all() {
             if value.0 == 0 || value.0 > 10_000_000 {
@@ -79,7 +88,11 @@ impl State {
             let field = |name: &str| format!("eni[{i}].{name}");
             interface_name(findings, field("name"), &eni.name);
             if let Some(other) = names.insert(&eni.name, i) {
-                findings.add(field("name"), &eni.name, format!("is also the name of eni[{other}]: names are unique"));
+                findings.add(
+                    field("name"),
+                    &eni.name,
+                    format!("is also the name of eni[{other}]: names are unique"),
+                );
             }
             if let Some(other) = addresses.insert(eni.address, i) {
                 findings.add(field("address"), eni.address, format!("is also the address of eni[{other}]"));
@@ -110,25 +123,46 @@ impl State {
                 findings.add(field("eni"), &pod.eni, format!("is no ENI of this node: one of [{known}]"));
             }
             if let Some(other) = ips.insert(pod.ip, i) {
-                findings.add(field("ip"), pod.ip, format!("is also the address of pod[{other}]: addresses are unique"));
+                findings.add(
+                    field("ip"),
+                    pod.ip,
+                    format!("is also the address of pod[{other}]: addresses are unique"),
+                );
             }
             if let Some(other) = interfaces.insert(&pod.interface, i) {
-                findings.add(field("interface"), &pod.interface, format!("is also the interface of pod[{other}]"));
+                findings.add(
+                    field("interface"),
+                    &pod.interface,
+                    format!("is also the interface of pod[{other}]"),
+                );
             }
             if self.enis.iter().any(|e| e.address == pod.ip) {
-                findings.add(field("ip"), pod.ip, "is an ENI's primary address: a pod has a secondary address");
+                findings.add(
+                    field("ip"),
+                    pod.ip,
+                    "is an ENI's primary address: a pod has a secondary address",
+                );
             }
             if self.enis.iter().any(|e| e.name == pod.interface) {
-                findings.add(field("interface"), &pod.interface, "is an ENI: name the host's end of the pod's veth");
+                findings.add(
+                    field("interface"),
+                    &pod.interface,
+                    "is an ENI: name the host's end of the pod's veth",
+                );
             }
-            if pod.ip.is_unspecified() || pod.ip.is_loopback() || pod.ip.is_multicast() || pod.ip.is_broadcast() {
+            if pod.ip.is_unspecified()
+                || pod.ip.is_loopback()
+                || pod.ip.is_multicast()
+                || pod.ip.is_broadcast()
+            {
                 findings.add(field("ip"), pod.ip, "is no unicast address");
             }
         }
     }
 
     fn check_nat(&self, findings: &mut Findings) {
-        for (name, cidrs) in [("vpc_cidrs", &self.nat.vpc_cidrs), ("exclude_cidrs", &self.nat.exclude_cidrs)] {
+        for (name, cidrs) in [("vpc_cidrs", &self.nat.vpc_cidrs), ("exclude_cidrs", &self.nat.exclude_cidrs)]
+        {
             for (i, cidr) in cidrs.iter().enumerate() {
                 if cidr.addr() != cidr.network() {
                     let reason = format!("has host bits set: write {}", cidr.trunc());
@@ -141,7 +175,11 @@ impl State {
             }
         }
         if !self.enis.is_empty() && self.nat.vpc_cidrs.is_empty() && !self.nat.external_snat {
-            findings.add("nat.vpc_cidrs", "[]", "is empty: name the VPC's CIDRs, or set nat.external_snat = true");
+            findings.add(
+                "nat.vpc_cidrs",
+                "[]",
+                "is empty: name the VPC's CIDRs, or set nat.external_snat = true",
+            );
         }
     }
 }
@@ -164,6 +202,7 @@ fn interface_name(findings: &mut Findings, field: String, name: &str) {
 struct Findings(Vec<Invalid>);
 
 impl Findings {
+    #[expect(clippy::needless_pass_by_value, reason = "callers pass numbers and literals as they stand")]
     fn add(&mut self, field: impl Into<String>, value: impl ToString, reason: impl Into<String>) {
         self.0.push(Invalid { field: field.into(), value: value.to_string(), reason: reason.into() });
     }
