@@ -26,11 +26,13 @@ pub fn spawn<T: Send + 'static>(
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<JoinHandle<Result<T>>> {
     let path = path(namespace);
-    let file = File::open(&path).with_context(|| format!("network namespace {} cannot be opened", path.display()))?;
+    let file = File::open(&path)
+        .with_context(|| format!("network namespace {} cannot be opened", path.display()))?;
     let namespace = namespace.to_owned();
     Ok(Builder::new().name(name.to_owned()).spawn(move || {
-        setns(&file, CloneFlags::CLONE_NEWNET)
-            .with_context(|| format!("cannot enter network namespace {namespace}: CAP_SYS_ADMIN is needed"))?;
+        setns(&file, CloneFlags::CLONE_NEWNET).with_context(|| {
+            format!("cannot enter network namespace {namespace}: CAP_SYS_ADMIN is needed")
+        })?;
         work()
     })?)
 }

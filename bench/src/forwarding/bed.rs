@@ -22,6 +22,7 @@ use crate::load::generator::{Generator, Load};
 use crate::load::learn::{Learned, learn};
 use crate::load::sink::Sink;
 use crate::meter::cpu::{Cast, Snapshot, Spent};
+use crate::sys;
 
 /// Which way the load goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
@@ -119,6 +120,7 @@ pub struct Shape {
 pub struct Bed<'a> {
     lab: &'a Lab,
     pod: &'a Pod,
+    veth: &'a str,
     eni: &'a Eni,
     host: &'a Host,
     checksums: Checksums,
@@ -132,16 +134,21 @@ impl<'a> Bed<'a> {
     /// The lab lacks one of these.
     pub fn new(lab: &'a Lab, checksums: Checksums) -> Result<Self> {
         let topology = &lab.topology;
-        let eni = topology.enis.iter().find(|e| e.primary).context("the lab has no primary ENI")?;
-        let pod = topology.pods.iter().find(|p| p.eni == eni.name).context("the lab has no pod on the primary ENI")?;
-        let host = topology.hosts.iter().find(|h| h.name == "host-x").context("the lab has no host `host-x`")?;
-        let cast = Cast { dataplane: lab.node_processes(), ..Cast::default() };
+        let eni = topology.node.enis.iter().find(|e| e.primary).context("the lab has no primary ENI")?;
+        let pod = topology
+            .pods
+            .iter()
+            .find(|p| p.eni == eni.name)
+            .context("the lab has no pod on the primary ENI")?;
+        let host =
+            topology.hosts.iter().find(|h| h.role == "outside").context("the lab has no outside host")?;
+        let cast = Cast { dataplane: lab.daemons(), ..Cast::default() };
         ensure!(
             lab.dataplane != Dataplane::Sluice || !cast.dataplane.is_empty(),
-            "no process lives in the node's namespace {}: sluiced does not run",
-            topology.node
+            "`sluice lab status` names no process `sluiced`"
         );
-        let mut bed = Self { lab, pod, eni, host, checksums, cast };
+        let veth = topology.host_interface(pod).context("the lab names no host's end of the pod's veth")?;
+        let mut bed = Self { lab, pod, veth, eni, host, checksums, cast };
         bed.cast.far_end = bed.far_end_threads()?;
         Ok(bed)
     }
@@ -165,7 +172,7 @@ impl<'a> Bed<'a> {
     pub fn open_flows(&self, flows: u32) -> Result<Learned> {
         let _sink = self.sink(Direction::Up)?;
         let load = self.load_up(64, flows);
-        let learned = learn(&load, &self.lab.topology.fabric, &self.eni.name)
+        let learned = learn(&load, &self.lab.topology.fabric.namespace, &self.eni.name)
             .with_context(|| format!("{flows} flows through {}", self.lab.dataplane.label()))?;
         ensure!(
             learned.address == self.source_on_the_wire(),
@@ -195,13 +202,13 @@ impl<'a> Bed<'a> {
     /// # Errors
     /// As [`Bed::window`].
     pub fn ceiling(&self, direction: Direction, shape: Shape, flows: u32) -> Result<Window> {
-        let node = &self.lab.topology.node;
+        let node = &self.lab.topology.node.namespace;
         let (interface, source, load) = match direction {
-            Direction::Up => (&self.pod.interface, self.pod.address, self.load_up(shape.length, flows)),
+            Direction::Up => (self.veth, self.pod.address, self.load_up(shape.length, flows)),
             Direction::Down => {
                 let ports = ports(flows).iter().map(|(s, d)| (*d, *s)).collect();
                 let back = Learned { address: self.pod.address, ports, missing: 0 };
-                (&self.eni.name, self.host.address, self.load_down(shape.length, &back))
+                (self.eni.name.as_str(), self.host.address, self.load_down(shape.length, &back))
             }
         };
         let sink = Sink::attach(node, interface, source)?;
@@ -249,7 +256,9 @@ impl<'a> Bed<'a> {
 
     fn sink(&self, direction: Direction) -> Result<Sink> {
         match direction {
-            Direction::Up => Sink::attach(&self.lab.topology.fabric, &self.eni.name, self.source_on_the_wire()),
+            Direction::Up => {
+                Sink::attach(&self.lab.topology.fabric.namespace, &self.eni.name, self.source_on_the_wire())
+            }
             Direction::Down => Sink::attach(&self.pod.namespace, "eth0", self.host.address),
         }
     }
@@ -276,7 +285,7 @@ impl<'a> Bed<'a> {
 
     fn load_down(&self, length: usize, back: &Learned) -> Load {
         Load {
-            namespace: self.lab.topology.fabric.clone(),
+            namespace: self.lab.topology.fabric.namespace.clone(),
             interface: self.eni.name.clone(),
             length,
             source_mac: self.eni.gateway_mac.0,
@@ -295,7 +304,7 @@ impl<'a> Bed<'a> {
     /// only passes there does: from the node's end to a sink at the fabric's.
     fn far_end_threads(&self) -> Result<Vec<u32>> {
         let load = Load {
-            namespace: self.lab.topology.node.clone(),
+            namespace: self.lab.topology.node.namespace.clone(),
             interface: self.eni.name.clone(),
             source_mac: self.eni.mac.0,
             destination_mac: self.eni.gateway_mac.0,
@@ -304,7 +313,7 @@ impl<'a> Bed<'a> {
             rate: Some(200_000.0),
             ..self.load_up(64, 1)
         };
-        let _sink = Sink::attach(&self.lab.topology.fabric, &self.eni.name, self.eni.address)?;
+        let _sink = Sink::attach(&self.lab.topology.fabric.namespace, &self.eni.name, self.eni.address)?;
         let before = Snapshot::take()?;
         let generator = load.start()?;
         std::thread::sleep(Duration::from_millis(80));
@@ -312,7 +321,13 @@ impl<'a> Bed<'a> {
         generator.stop()?;
         // The busiest only: another lab on this machine may be at work. Without threaded NAPI there is none, and the far
         // end's cost is part of every path alike.
-        Ok(after.busy_napi_threads(&before).into_iter().take(1).collect())
+        let threads: Vec<u32> = after.busy_napi_threads(&before).into_iter().take(1).collect();
+        // It stands for another machine: waiting for a CPU here it would drop what the node sent well.
+        threads
+            .iter()
+            .try_for_each(|thread| sys::favour(*thread))
+            .context("cannot favour the far end's thread")?;
+        Ok(threads)
     }
 }
 

@@ -2,15 +2,13 @@
 //!
 //! The command's JSON is read for names and addresses only, so a lab may grow without this having to follow.
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
-
-use crate::netns;
 
 /// What forwards the packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, clap::ValueEnum, Serialize)]
@@ -56,19 +54,45 @@ impl Dataplane {
     }
 }
 
-/// Who is where. The field names are the lab's.
+/// Who is where, as `sluice lab status --output json` says.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Topology {
-    /// The node's namespace.
-    pub node: String,
-    /// The namespace at the far end of the ENIs.
-    pub fabric: String,
-    /// The node's ENIs.
-    pub enis: Vec<Eni>,
+    /// The node.
+    pub node: Node,
+    /// The far end of the ENIs.
+    pub fabric: Fabric,
     /// The pods.
     pub pods: Vec<Pod>,
     /// Hosts beyond the fabric.
     pub hosts: Vec<Host>,
+    processes: Vec<Process>,
+}
+
+/// The node.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Node {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its ENIs.
+    pub enis: Vec<Eni>,
+    /// The node's end of each pod's veth, by the pod's name.
+    pub pod_interfaces: BTreeMap<String, Interface>,
+}
+
+/// The fabric.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Fabric {
+    /// Its namespace.
+    pub namespace: String,
+}
+
+/// An interface.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Interface {
+    /// Its name.
+    pub name: String,
+    /// Its Ethernet address.
+    pub mac: Mac,
 }
 
 /// An ENI; its interface has one name at both ends.
@@ -95,8 +119,6 @@ pub struct Pod {
     pub address: Ipv4Addr,
     /// The ENI that owns the address.
     pub eni: String,
-    /// The node's end of its veth.
-    pub interface: String,
     /// Ethernet address of its own end.
     pub mac: Mac,
     /// Ethernet address of the node's end.
@@ -106,16 +128,30 @@ pub struct Pod {
 /// A host.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Host {
-    /// Its name.
-    pub name: String,
+    /// What it stands for.
+    pub role: String,
     /// Its namespace.
     pub namespace: String,
     /// Its address.
     pub address: Ipv4Addr,
 }
 
+#[derive(Debug, Clone, Deserialize)]
+struct Process {
+    name: String,
+    pid: u32,
+}
+
 /// An Ethernet address.
 pub type Mac = sluice_state::Mac;
+
+impl Topology {
+    /// Name of the node's end of a pod's veth.
+    #[must_use]
+    pub fn host_interface(&self, pod: &Pod) -> Option<&str> {
+        self.node.pod_interfaces.values().find(|i| i.mac == pod.gateway_mac).map(|i| i.name.as_str())
+    }
+}
 
 /// A lab that is up. It goes down when this is dropped.
 #[derive(Debug)]
@@ -143,7 +179,13 @@ impl Lab {
     /// The command fails; its own words are in the error.
     pub fn up(command: &Path, name: &str, dataplane: Dataplane, arguments: &[String]) -> Result<Self> {
         let topology = up(command, name, dataplane, arguments)?;
-        Ok(Self { command: command.to_owned(), name: name.to_owned(), arguments: arguments.to_vec(), topology, dataplane })
+        Ok(Self {
+            command: command.to_owned(),
+            name: name.to_owned(),
+            arguments: arguments.to_vec(),
+            topology,
+            dataplane,
+        })
     }
 
     /// Puts another dataplane in force.
@@ -159,16 +201,10 @@ impl Lab {
         Ok(())
     }
 
-    /// Processes that live in the node's network namespace: the user-space dataplane, if there is one.
+    /// The user-space dataplane's processes, if there are any.
     #[must_use]
-    pub fn node_processes(&self) -> Vec<u32> {
-        let Ok(node) = std::fs::metadata(netns::path(&self.topology.node)) else { return Vec::new() };
-        let Ok(processes) = std::fs::read_dir("/proc") else { return Vec::new() };
-        let lives_there = |id: &u32| {
-            std::fs::metadata(format!("/proc/{id}/ns/net"))
-                .is_ok_and(|theirs| (theirs.dev(), theirs.ino()) == (node.dev(), node.ino()))
-        };
-        processes.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok()).filter(lives_there).collect()
+    pub fn daemons(&self) -> Vec<u32> {
+        self.topology.processes.iter().filter(|p| p.name == "sluiced").map(|p| p.pid).collect()
     }
 }
 
@@ -181,19 +217,21 @@ impl Drop for Lab {
 }
 
 fn up(command: &Path, name: &str, dataplane: Dataplane, arguments: &[String]) -> Result<Topology> {
-    let mut line = vec!["lab", "up", "--name", name, "--dataplane", dataplane.name(), "--output", "json"];
+    let mut line = vec!["lab", "up", "--name", name, "--dataplane", dataplane.name()];
     line.extend(arguments.iter().map(String::as_str));
-    let text = run(command, &line).inspect_err(|_| {
-        // Half a lab is worse than none.
+    run(command, &line)?;
+    status(command, name).inspect_err(|_| {
         down(command, name).ok();
-    })?;
-    let value: serde_json::Value =
-        serde_json::from_str(&text).with_context(|| format!("`sluice lab up --output json` gave no JSON: {text}"))?;
-    let topology = value.get("topology").unwrap_or(&value).clone();
-    let topology: Topology = serde_json::from_value(topology)
-        .with_context(|| format!("`sluice lab up --output json` lacks a name or an address: {text}"))?;
-    ensure!(!topology.pods.is_empty(), "the lab has no pod");
-    Ok(topology)
+    })
+}
+
+fn status(command: &Path, name: &str) -> Result<Topology> {
+    let text = run(command, &["lab", "status", "--name", name, "--output", "json"])?;
+    // By way of a value, which is lenient about a name that is given twice.
+    let value: serde_json::Value = serde_json::from_str(&text)
+        .with_context(|| format!("`sluice lab status --output json` gave no JSON: {text}"))?;
+    serde_json::from_value(value)
+        .with_context(|| format!("`sluice lab status --output json` lacks a name or an address: {text}"))
 }
 
 fn down(command: &Path, name: &str) -> Result<()> {
@@ -202,10 +240,9 @@ fn down(command: &Path, name: &str) -> Result<()> {
 
 fn run(command: &Path, line: &[&str]) -> Result<String> {
     let shown = || format!("`{} {}`", command.display(), line.join(" "));
-    let output = Command::new(command)
-        .args(line)
-        .output()
-        .with_context(|| format!("cannot run {}: build it (`cargo build -p sluice`) or name it by --sluice", shown()))?;
+    let output = Command::new(command).args(line).output().with_context(|| {
+        format!("cannot run {}: build it (`cargo build -p sluice`) or name it by --sluice", shown())
+    })?;
     if !output.status.success() {
         bail!("{} failed ({}):\n{}", shown(), output.status, String::from_utf8_lossy(&output.stderr).trim());
     }

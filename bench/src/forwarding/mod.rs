@@ -4,6 +4,7 @@
 pub mod bed;
 pub mod lab;
 pub mod plan;
+pub mod plot;
 pub mod report;
 pub mod run;
 pub mod summary;

@@ -1,6 +1,6 @@
 //! A run as JSON for machines and as a table for people.
 
-use comfy_table::{CellAlignment, Table, presets};
+use comfy_table::{CellAlignment, Table, TableComponent, presets};
 use serde::Serialize;
 
 use super::bed::Window;
@@ -61,7 +61,10 @@ impl Report {
     pub fn table(&self) -> String {
         let dataplanes = self.dataplanes();
         let mut table = Table::new();
-        table.load_preset(presets::UTF8_HORIZONTAL_ONLY);
+        table.load_preset(presets::NOTHING);
+        table
+            .set_style(TableComponent::HeaderLines, '-')
+            .set_style(TableComponent::MiddleHeaderIntersections, '-');
         let mut header = vec![String::new(), "way, bytes, flows".to_owned()];
         header.extend(dataplanes.iter().map(|d| d.name().to_owned()));
         let compares = dataplanes.contains(&Dataplane::Sluice);
@@ -76,9 +79,12 @@ impl Report {
             }
         }
         keys.sort_by_key(|key| key.metric as u8);
+        let mut metric = None;
         for key in keys {
             let row = |dataplane| self.summary.iter().find(|r| r.key == key && r.dataplane == dataplane);
-            let mut cells = vec![key.metric.label().to_owned(), place(key)];
+            let again = metric.replace(key.metric) == Some(key.metric);
+            let mut cells =
+                vec![if again { String::new() } else { key.metric.label().to_owned() }, place(key)];
             cells.extend(dataplanes.iter().map(|d| row(*d).map_or_else(|| "-".into(), |r| figure(r.median))));
             if compares {
                 let sluice = row(Dataplane::Sluice);
@@ -132,7 +138,8 @@ impl Report {
         kinds.sort();
         kinds.dedup();
         let best = |take: &dyn Fn(&Window) -> bool, value: &dyn Fn(&Window) -> f64| {
-            let mut values: Vec<f64> = self.ceilings.iter().map(|c| &c.window).filter(|w| take(w)).map(value).collect();
+            let mut values: Vec<f64> =
+                self.ceilings.iter().map(|c| &c.window).filter(|w| take(w)).map(value).collect();
             values.sort_by(f64::total_cmp);
             values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
         };
@@ -169,7 +176,10 @@ fn notes(plan: &Plan, measured: &Measured, host: &Host) -> Vec<String> {
         missed * 100.0
     ));
     if host.debug_build {
-        notes.push("sluice-bench is a debug build, and so may be sluiced: build with --release before you believe".into());
+        notes.push(
+            "sluice-bench is a debug build, and so may be sluiced: build with --release before you believe"
+                .into(),
+        );
     }
     let lost = measured.slots.iter().flat_map(|s| &s.paced).filter(|w| w.loss() > 0.01).count();
     if lost > 0 {

@@ -128,7 +128,9 @@ pub fn summarise(measured: &Measured) -> Vec<Row> {
             let rounds = || 0..measured.rounds;
             let mut values: Vec<f64> = rounds().filter_map(|round| value(key, round, *dataplane)).collect();
             let ratio = |peer: Dataplane| {
-                let one = |round| Some(value(key, round, *dataplane)? / value(key, round, peer).filter(|v| *v > 0.0)?);
+                let one = |round| {
+                    Some(value(key, round, *dataplane)? / value(key, round, peer).filter(|v| *v > 0.0)?)
+                };
                 let mut ratios: Vec<f64> = rounds().filter_map(one).collect();
                 if key.metric.has_ratio() { median(&mut ratios) } else { None }
             };
@@ -151,7 +153,8 @@ pub fn summarise(measured: &Measured) -> Vec<Row> {
 /// CPUs that were busy with something else, on average over all windows: how quiet the machine was.
 #[must_use]
 pub fn cpus_elsewhere(measured: &Measured) -> f64 {
-    let windows: Vec<f64> = measured.slots.iter().flat_map(|s| &s.paced).map(Window::cpus_elsewhere).collect();
+    let windows: Vec<f64> =
+        measured.slots.iter().flat_map(|s| &s.paced).map(Window::cpus_elsewhere).collect();
     windows.iter().sum::<f64>() / windows.len().max(1) as f64
 }
 

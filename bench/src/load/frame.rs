@@ -239,7 +239,8 @@ mod tests {
     #[test]
     fn what_was_written_is_read_back() {
         let endpoints = Endpoints::of_flow(99_999, A, B);
-        let frame = template(64, Checksums::Full).frame(endpoints.source_port, endpoints.destination_port, 99_999);
+        let frame =
+            template(64, Checksums::Full).frame(endpoints.source_port, endpoints.destination_port, 99_999);
         assert_eq!(read(&frame), Some((99_999, endpoints)));
         assert_eq!(read(&frame[..49]), None);
         assert_eq!(read(&[0; 64]), None);

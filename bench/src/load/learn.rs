@@ -41,8 +41,9 @@ pub fn learn(load: &Load, namespace: &str, interface: &str) -> Result<Learned> {
     let listener = {
         let (stop, interface) = (Arc::clone(&stop), interface.to_owned());
         netns::spawn(namespace, "learner", move || {
-            let socket = PacketSocket::receiver(&interface)
-                .with_context(|| format!("cannot listen on {interface}: CAP_NET_RAW and CAP_NET_ADMIN are needed"))?;
+            let socket = PacketSocket::receiver(&interface).with_context(|| {
+                format!("cannot listen on {interface}: CAP_NET_RAW and CAP_NET_ADMIN are needed")
+            })?;
             ready.send(()).ok();
             listen(&socket, flows, &stop)
         })?
@@ -99,7 +100,8 @@ fn listen(socket: &PacketSocket, flows: usize, stop: &AtomicBool) -> Result<Foun
 }
 
 fn arrange(found: &Found) -> Result<Learned> {
-    let first = found.iter().flatten().next().context("not one packet of the load arrived: the path is broken")?;
+    let first =
+        found.iter().flatten().next().context("not one packet of the load arrived: the path is broken")?;
     let address = first.source;
     let one_address = found.iter().flatten().all(|e| e.source == address);
     ensure!(one_address, "the load arrived from several source addresses, {address} among them");

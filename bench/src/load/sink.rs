@@ -87,30 +87,30 @@ fn program(map: i32, expected: u32) -> Vec<Instruction> {
         immediate,
     };
     vec![
-        i(0xbf, 6, 1, 0, 0),                                  //  0 r6 = r1: the packet, where LD_ABS looks for it
-        i(LOAD_HALF, 0, 0, 0, 12),                            //  1 EtherType
-        i(JUMP_IF_NOT_EQUAL_32, 0, 0, 20, 0x0800),            //  2 -> 23 pass
-        i(LOAD_BYTE, 0, 0, 0, 23),                            //  3 protocol
-        i(JUMP_IF_NOT_EQUAL_32, 0, 0, 18, 17),                //  4 -> 23
-        i(LOAD_WORD, 0, 0, 0, 42),                            //  5 the mark
+        i(0xbf, 6, 1, 0, 0),       //  0 r6 = r1: the packet, where LD_ABS looks for it
+        i(LOAD_HALF, 0, 0, 0, 12), //  1 EtherType
+        i(JUMP_IF_NOT_EQUAL_32, 0, 0, 20, 0x0800), //  2 -> 23 pass
+        i(LOAD_BYTE, 0, 0, 0, 23), //  3 protocol
+        i(JUMP_IF_NOT_EQUAL_32, 0, 0, 18, 17), //  4 -> 23
+        i(LOAD_WORD, 0, 0, 0, 42), //  5 the mark
         i(JUMP_IF_NOT_EQUAL_32, 0, 0, 16, MARK.cast_signed()), //  6 -> 23
-        i(LOAD_WORD, 0, 0, 0, 26),                            //  7 source address
-        i(0xb7, 7, 0, 0, 0),                                  //  8 r7 = 0: as expected
+        i(LOAD_WORD, 0, 0, 0, 26), //  7 source address
+        i(0xb7, 7, 0, 0, 0),       //  8 r7 = 0: as expected
         i(JUMP_IF_EQUAL_32, 0, 0, 1, expected.cast_signed()), //  9 -> 11
-        i(0xb7, 7, 0, 0, 1),                                  // 10 r7 = 1: another
-        i(0x63, 10, 7, -4, 0),                                // 11 *(u32 *)(fp - 4) = r7
-        i(0x18, 1, 1, 0, map),                                // 12 r1 = the map, by descriptor
-        i(0, 0, 0, 0, 0),                                     // 13 ... second half
-        i(0xbf, 2, 10, 0, 0),                                 // 14 r2 = fp
-        i(0x07, 2, 0, 0, -4),                                 // 15 r2 -= 4
-        i(0x85, 0, 0, 0, 1),                                  // 16 bpf_map_lookup_elem
-        i(JUMP_IF_EQUAL, 0, 0, 3, 0),                         // 17 -> 21
-        i(0x79, 1, 0, 0, 0),                                  // 18 r1 = *r0
-        i(0x07, 1, 0, 0, 1),                                  // 19 r1 += 1
-        i(0x7b, 0, 1, 0, 0),                                  // 20 *r0 = r1
-        i(0xb7, 0, 0, 0, 2),                                  // 21 TC_ACT_SHOT
-        i(0x95, 0, 0, 0, 0),                                  // 22
-        i(0xb7, 0, 0, 0, -1),                                 // 23 TCX_NEXT
-        i(0x95, 0, 0, 0, 0),                                  // 24
+        i(0xb7, 7, 0, 0, 1),       // 10 r7 = 1: another
+        i(0x63, 10, 7, -4, 0),     // 11 *(u32 *)(fp - 4) = r7
+        i(0x18, 1, 1, 0, map),     // 12 r1 = the map, by descriptor
+        i(0, 0, 0, 0, 0),          // 13 ... second half
+        i(0xbf, 2, 10, 0, 0),      // 14 r2 = fp
+        i(0x07, 2, 0, 0, -4),      // 15 r2 -= 4
+        i(0x85, 0, 0, 0, 1),       // 16 bpf_map_lookup_elem
+        i(JUMP_IF_EQUAL, 0, 0, 3, 0), // 17 -> 21
+        i(0x79, 1, 0, 0, 0),       // 18 r1 = *r0
+        i(0x07, 1, 0, 0, 1),       // 19 r1 += 1
+        i(0x7b, 0, 1, 0, 0),       // 20 *r0 = r1
+        i(0xb7, 0, 0, 0, 2),       // 21 TC_ACT_SHOT
+        i(0x95, 0, 0, 0, 0),       // 22
+        i(0xb7, 0, 0, 0, -1),      // 23 TCX_NEXT
+        i(0x95, 0, 0, 0, 0),       // 24
     ]
 }

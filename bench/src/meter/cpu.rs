@@ -107,7 +107,9 @@ impl Snapshot {
     /// `napi/*` threads that ran for more than a millisecond since `earlier`, the busiest first.
     #[must_use]
     pub fn busy_napi_threads(&self, earlier: &Self) -> Vec<u32> {
-        let ran = |id: &(u32, u32), task: &Task| task.ran - earlier.tasks.get(id).map_or(0, |t| t.ran).min(task.ran);
+        let ran = |id: &(u32, u32), task: &Task| {
+            task.ran - earlier.tasks.get(id).map_or(0, |t| t.ran).min(task.ran)
+        };
         let mut busy: Vec<(u64, u32)> = self
             .tasks
             .iter()
@@ -123,10 +125,8 @@ impl Snapshot {
     /// lost, so generators and daemons must outlive the window.
     #[must_use]
     pub fn since(&self, earlier: &Self, cast: &Cast) -> Spent {
-        let mut spent = Spent {
-            machine: self.busy.saturating_sub(earlier.busy).as_nanos() as u64,
-            ..Spent::default()
-        };
+        let mut spent =
+            Spent { machine: self.busy.saturating_sub(earlier.busy).as_nanos() as u64, ..Spent::default() };
         for (id, task) in &self.tasks {
             let ran = task.ran.saturating_sub(earlier.tasks.get(id).map_or(0, |t| t.ran));
             let sum = match cast.share(*id, &task.name) {
@@ -172,8 +172,14 @@ pub fn of_this_thread() -> Duration {
 
 fn busy_time() -> Result<Duration> {
     let text = fs::read_to_string("/proc/stat").context("cannot read /proc/stat")?;
-    let fields: Vec<u64> =
-        text.lines().next().unwrap_or_default().split_whitespace().skip(1).filter_map(|f| f.parse().ok()).collect();
+    let fields: Vec<u64> = text
+        .lines()
+        .next()
+        .unwrap_or_default()
+        .split_whitespace()
+        .skip(1)
+        .filter_map(|f| f.parse().ok())
+        .collect();
     // user nice system idle iowait irq softirq; what a hypervisor stole is nobody's work here.
     let busy: u64 = [0, 1, 2, 5, 6].iter().filter_map(|i| fields.get(*i)).sum();
     // USER_HZ is 100 on every architecture that Linux runs on today.
