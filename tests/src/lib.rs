@@ -1,1 +1,4 @@
-//! Placeholder.
+//! Tests that reach over several crates: the direction of dependencies, the cases, the kernel as an oracle, and the lab.
+//!
+//! What the tests share is here; the tests themselves are in `tests/`.
+#![forbid(unsafe_code)]

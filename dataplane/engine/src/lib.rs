@@ -9,8 +9,12 @@
 //!                 wire/         flow/               flow/     policy/ nat/                 wire/
 //! ```
 
+pub mod flow;
 pub mod frame;
 pub mod verdict;
+pub mod wire;
 
 pub use frame::{Frame, GsoKind, Ingress, Offload, Packet};
 pub use verdict::{Drop, Verdict};
+#[cfg(any(test, feature = "testing"))]
+pub use wire::testing;

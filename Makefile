@@ -1,0 +1,54 @@
+# Two commands do everything: `make demo` and `make test`. Both need root (network namespaces, BPF) and install what
+# they need from apt themselves.
+
+CARGO ?= cargo
+RELEASE_BINS := target/release/sluice target/release/sluiced
+
+.PHONY: help demo demo-quick test lint doc build bench fuzz deps deps-run loom clean-lab
+
+help:
+	@sed -n 's/^## //p' Makefile
+
+## make demo        build, bring the lab up, show real flows and load, compare with the kernel
+demo: build deps-run
+	target/release/sluice demo $(DEMO_FLAGS)
+
+## make demo-quick  the same without most of the load
+demo-quick:
+	$(MAKE) demo DEMO_FLAGS="--quick"
+
+## make test        every test: engine, BPF programs, ports, daemon, lab end to end, kernel oracle
+test: deps deps-run
+	tests/run-all
+
+## make lint        formatting, clippy with warnings denied, documentation, dependency rules
+lint: deps
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --all-features -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --document-private-items
+
+## make loom        model checks of the flow table
+loom: deps
+	RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom $(CARGO) test -p sluice-engine --release --lib loom
+
+## make build       release binaries
+build: deps
+	$(CARGO) build --release -p sluice -p sluiced
+
+## make bench       forwarding harness against kernel peers (90 s); see bench/README.md
+bench: build deps-run
+	$(CARGO) run --release -p sluice-bench -- forwarding --quick
+
+## make fuzz        every fuzz target for SECONDS (default 30) each
+fuzz: deps
+	tests/fuzz $${SECONDS_EACH:-30}
+
+## make clean-lab   remove every lab that was left behind
+clean-lab:
+	-target/release/sluice lab down
+
+deps:
+	@tests/apt clang llvm libclang-dev m4 make gcc pkg-config libelf-dev zlib1g-dev
+
+deps-run:
+	@tests/apt iproute2 nftables iptables ethtool iperf3 tshark conntrack iputils-ping

@@ -1,0 +1,5 @@
+//! Flows: what the engine remembers of every connection.
+
+mod key;
+
+pub use key::FlowKey;

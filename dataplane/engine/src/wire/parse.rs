@@ -1,0 +1,423 @@
+//! One pass over Ethernet, IPv4 and L4: everything that the rest of the engine asks of a packet, or the reason to drop it.
+//!
+//! Offsets are worked out by hand because this runs for every packet; a general parser costs more here than the flow
+//! lookup does. What is accepted is what Linux' own conntrack would track, so that no malformed packet can slip past a
+//! rule that was written for well-formed ones.
+
+use super::checksum;
+use crate::flow::FlowKey;
+use crate::verdict::Drop;
+
+/// Bytes of an Ethernet header. Layer 3 begins here.
+pub const ETHERNET_LEN: usize = 14;
+
+/// IP protocol numbers that the engine knows.
+pub mod proto {
+    /// ICMP.
+    pub const ICMP: u8 = 1;
+    /// TCP.
+    pub const TCP: u8 = 6;
+    /// UDP.
+    pub const UDP: u8 = 17;
+}
+
+/// Reads the headers of a frame.
+///
+/// `bytes` is the frame's first buffer and `frame_len` the length of the whole frame. A frame may be longer than its IP
+/// packet (Ethernet padding, a trailer): the rest is no part of the packet.
+///
+/// # Errors
+/// The reason to drop it: `NotIpv4`, `Truncated`, `BadIpHeader`, `BadIpChecksum`, `TcpFlags` or `FragmentTiny`.
+#[inline]
+pub fn parse(bytes: &[u8], frame_len: usize) -> Result<Parsed, Drop> {
+    let Some((head, _)) = bytes.split_first_chunk::<{ ETHERNET_LEN + 20 }>() else {
+        return Err(short(bytes));
+    };
+    if [head[12], head[13]] != [0x08, 0x00] {
+        return Err(Drop::NotIpv4);
+    }
+    let first = head[14];
+    if first >> 4 != 4 || first & 0x0F < 5 {
+        return Err(Drop::BadIpHeader);
+    }
+    let header_len = usize::from(first & 0x0F) * 4;
+    let total_len = u16::from_be_bytes([head[16], head[17]]);
+    let end = ETHERNET_LEN + usize::from(total_len);
+    if usize::from(total_len) < header_len {
+        return Err(Drop::BadIpHeader);
+    }
+    if end > frame_len {
+        return Err(Drop::Truncated);
+    }
+    let header_sum = if header_len == 20 {
+        sum20(head)
+    } else {
+        checksum::sum(bytes.get(ETHERNET_LEN..ETHERNET_LEN + header_len).ok_or(Drop::Truncated)?)
+    };
+    if header_sum != 0xFFFF {
+        return Err(Drop::BadIpChecksum);
+    }
+    let src = u32::from_be_bytes([head[26], head[27], head[28], head[29]]);
+    let dst = u32::from_be_bytes([head[30], head[31], head[32], head[33]]);
+    if !usable_source(src) {
+        return Err(Drop::BadIpHeader);
+    }
+    let protocol = head[23];
+    let mut parsed = Parsed {
+        key: FlowKey::new(src, dst, 0, 0, protocol),
+        kind: Kind::Other(protocol),
+        ttl: head[22],
+        header_len: header_len as u8,
+        l4_header_len: 0,
+        total_len,
+        id: u16::from_be_bytes([head[18], head[19]]),
+        fragment: u16::from_be_bytes([head[20], head[21]]),
+    };
+    if parsed.is_fragment() {
+        fragment_facts(&parsed)?;
+        if !parsed.is_first_fragment() {
+            parsed.kind = Kind::LaterFragment;
+            return Ok(parsed);
+        }
+    }
+    // What lies behind the packet's end is no header, even where the buffer goes on.
+    let l4 = bytes.get(ETHERNET_LEN + header_len..end.min(bytes.len())).unwrap_or_default();
+    read_l4(l4, &mut parsed)?;
+    Ok(parsed)
+}
+
+/// Reads what the flow key needs of the L4 header, and refuses a header that no stack sends.
+#[inline]
+fn read_l4(l4: &[u8], parsed: &mut Parsed) -> Result<(), Drop> {
+    let (src, dst, protocol) = (parsed.key.src(), parsed.key.dst(), parsed.key.proto());
+    let missing = if parsed.is_fragment() { Drop::FragmentTiny } else { Drop::Truncated };
+    match protocol {
+        proto::TCP => {
+            let h = l4.first_chunk::<20>().ok_or(missing)?;
+            let header_len = usize::from(h[12] >> 4) * 4;
+            // The packet's length decides, not the buffer's: but all headers are in the first buffer.
+            if header_len < 20 || header_len > l4.len() {
+                return Err(missing);
+            }
+            let flags = TcpFlags(h[13]);
+            if !flags.valid() {
+                return Err(Drop::TcpFlags);
+            }
+            let (sport, dport) = (u16::from_be_bytes([h[0], h[1]]), u16::from_be_bytes([h[2], h[3]]));
+            parsed.key = FlowKey::new(src, dst, sport, dport, protocol);
+            parsed.kind = Kind::Tcp { flags };
+            parsed.l4_header_len = header_len as u8;
+        }
+        proto::UDP => {
+            let h = l4.first_chunk::<8>().ok_or(missing)?;
+            let len = u16::from_be_bytes([h[4], h[5]]);
+            if len < 8 || (len > parsed.l4_len() && !parsed.is_fragment()) {
+                return Err(Drop::Truncated);
+            }
+            let (sport, dport) = (u16::from_be_bytes([h[0], h[1]]), u16::from_be_bytes([h[2], h[3]]));
+            parsed.key = FlowKey::new(src, dst, sport, dport, protocol);
+            parsed.kind = Kind::Udp;
+            parsed.l4_header_len = 8;
+        }
+        proto::ICMP => {
+            let h = l4.first_chunk::<8>().ok_or(missing)?;
+            parsed.kind = match h[0] {
+                0 | 8 => {
+                    let id = u16::from_be_bytes([h[4], h[5]]);
+                    parsed.key = FlowKey::new(src, dst, id, id, protocol);
+                    Kind::IcmpQuery { reply: h[0] == 0 }
+                }
+                3 | 4 | 5 | 11 | 12 => Kind::IcmpError,
+                _ => Kind::IcmpOther,
+            };
+            parsed.l4_header_len = 8;
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+/// Refuses fragments that no honest sender makes.
+#[cold]
+fn fragment_facts(parsed: &Parsed) -> Result<(), Drop> {
+    let len = usize::from(parsed.l4_len());
+    // Every fragment but the last carries whole units of eight bytes, and some (RFC 791 §3.2).
+    if len == 0 || (parsed.more_fragments() && len % 8 != 0) {
+        return Err(Drop::BadIpHeader);
+    }
+    // The datagram that they make must fit its own length field.
+    if usize::from(parsed.header_len) + usize::from(parsed.fragment_offset()) + len > usize::from(u16::MAX) {
+        return Err(Drop::BadIpHeader);
+    }
+    // A fragment at offset 8 overlaps the TCP header of any first fragment that is not tiny itself (RFC 1858 §3.2.2).
+    if parsed.key.proto() == proto::TCP && parsed.fragment_offset() == 8 {
+        return Err(Drop::FragmentTiny);
+    }
+    Ok(())
+}
+
+/// Sum of the IPv4 header without options in `head`.
+#[inline]
+fn sum20(head: &[u8; ETHERNET_LEN + 20]) -> u16 {
+    let word =
+        |at: usize| u64::from(u32::from_ne_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]));
+    checksum::fold(word(14) + word(18) + word(22) + word(26) + word(30))
+}
+
+/// Why a frame too short for Ethernet and IPv4 headers is dropped: the type decides where there is one.
+#[cold]
+fn short(bytes: &[u8]) -> Drop {
+    match bytes.get(12..14) {
+        Some([0x08, 0x00]) | None => Drop::Truncated,
+        Some(_) => Drop::NotIpv4,
+    }
+}
+
+/// False for a source address that no host may use: "this network" (0/8), loopback, multicast and broadcast
+/// (RFC 1122 §3.2.1.3, RFC 1812 §5.3.7). 240/4 is accepted, as Linux does.
+#[inline]
+#[must_use]
+pub const fn usable_source(src: u32) -> bool {
+    let top = (src >> 24) as u8;
+    !(top == 0 || top == 127 || top & 0xF0 == 0xE0 || src == u32::MAX)
+}
+
+/// What the headers of a packet say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Parsed {
+    /// Addresses, ports (ICMP query: identifier in both places; none: zero) and protocol.
+    pub key: FlowKey,
+    /// What it carries.
+    pub kind: Kind,
+    /// Time to live as it came.
+    pub ttl: u8,
+    /// Bytes of the IP header, 20 to 60.
+    pub header_len: u8,
+    /// Bytes of the TCP header with options; 8 for UDP and ICMP; zero where there is none.
+    pub l4_header_len: u8,
+    /// The IP header's total length in bytes.
+    pub total_len: u16,
+    /// The IP header's identification.
+    pub id: u16,
+    /// The IP header's flags and fragment offset as they stand there.
+    pub fragment: u16,
+}
+
+impl Parsed {
+    /// Where the L4 header begins, from the start of the frame; for a later fragment, where its bytes begin.
+    #[inline]
+    #[must_use]
+    pub const fn l4_offset(&self) -> u16 {
+        ETHERNET_LEN as u16 + self.header_len as u16
+    }
+
+    /// Bytes behind the IP header.
+    #[inline]
+    #[must_use]
+    pub const fn l4_len(&self) -> u16 {
+        self.total_len - self.header_len as u16
+    }
+
+    /// Bytes behind the L4 header.
+    #[inline]
+    #[must_use]
+    pub const fn payload_len(&self) -> u16 {
+        self.l4_len() - self.l4_header_len as u16
+    }
+
+    /// Where the packet ends, from the start of the frame; behind it is padding.
+    #[inline]
+    #[must_use]
+    pub const fn end(&self) -> usize {
+        ETHERNET_LEN + self.total_len as usize
+    }
+
+    /// The sender forbids fragmentation.
+    #[inline]
+    #[must_use]
+    pub const fn dont_fragment(&self) -> bool {
+        self.fragment & 0x4000 != 0
+    }
+
+    /// More fragments of the datagram follow.
+    #[inline]
+    #[must_use]
+    pub const fn more_fragments(&self) -> bool {
+        self.fragment & 0x2000 != 0
+    }
+
+    /// Offset of these bytes in their datagram, in bytes.
+    #[inline]
+    #[must_use]
+    pub const fn fragment_offset(&self) -> u16 {
+        (self.fragment & 0x1FFF) << 3
+    }
+
+    /// One piece of a datagram, first or later.
+    #[inline]
+    #[must_use]
+    pub const fn is_fragment(&self) -> bool {
+        self.fragment & 0x3FFF != 0
+    }
+
+    /// The piece of a fragmented datagram that has the L4 header; [`Parsed::kind`] says which.
+    #[inline]
+    #[must_use]
+    pub const fn is_first_fragment(&self) -> bool {
+        self.fragment & 0x3FFF == 0x2000
+    }
+
+    /// The TCP flags, none for another protocol.
+    #[inline]
+    #[must_use]
+    pub const fn tcp_flags(&self) -> Option<TcpFlags> {
+        match self.kind {
+            Kind::Tcp { flags } => Some(flags),
+            _ => None,
+        }
+    }
+
+    /// The TCP header's numbers, none for another protocol. `bytes` is the buffer that was parsed.
+    #[inline]
+    #[must_use]
+    pub fn tcp(&self, bytes: &[u8]) -> Option<TcpHeader> {
+        let Kind::Tcp { flags } = self.kind else { return None };
+        let h = bytes.get(usize::from(self.l4_offset())..)?.first_chunk::<20>()?;
+        Some(TcpHeader {
+            flags,
+            seq: u32::from_be_bytes([h[4], h[5], h[6], h[7]]),
+            ack: u32::from_be_bytes([h[8], h[9], h[10], h[11]]),
+            window: u16::from_be_bytes([h[14], h[15]]),
+        })
+    }
+
+    /// ICMP type and code, none for another protocol. `bytes` is the buffer that was parsed.
+    #[inline]
+    #[must_use]
+    pub fn icmp_type(&self, bytes: &[u8]) -> Option<(u8, u8)> {
+        if !matches!(self.kind, Kind::IcmpQuery { .. } | Kind::IcmpError | Kind::IcmpOther) {
+            return None;
+        }
+        let h = bytes.get(usize::from(self.l4_offset())..)?.first_chunk::<2>()?;
+        Some((h[0], h[1]))
+    }
+}
+
+/// What a packet carries. A first fragment is of its L4 header's kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// TCP, with flags that some stack sends.
+    Tcp {
+        /// The flags.
+        flags: TcpFlags,
+    },
+    /// UDP.
+    Udp,
+    /// ICMP echo.
+    IcmpQuery {
+        /// A reply, not a request.
+        reply: bool,
+    },
+    /// ICMP that quotes another packet: destination unreachable, source quench, redirect, time exceeded, parameter problem.
+    IcmpError,
+    /// Any other ICMP: timestamps, router discovery and the like.
+    IcmpOther,
+    /// A protocol without ports, or whose ports are not read.
+    Other(u8),
+    /// A fragment without L4 header.
+    LaterFragment,
+}
+
+/// The flags byte of a TCP header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct TcpFlags(pub u8);
+
+impl TcpFlags {
+    /// No more data from the sender.
+    pub const FIN: u8 = 0x01;
+    /// Synchronise sequence numbers.
+    pub const SYN: u8 = 0x02;
+    /// Reset the connection.
+    pub const RST: u8 = 0x04;
+    /// Push.
+    pub const PSH: u8 = 0x08;
+    /// The acknowledgement number is valid.
+    pub const ACK: u8 = 0x10;
+    /// The urgent pointer is valid.
+    pub const URG: u8 = 0x20;
+    /// ECN echo.
+    pub const ECE: u8 = 0x40;
+    /// Congestion window reduced.
+    pub const CWR: u8 = 0x80;
+
+    /// FIN is set.
+    #[inline]
+    #[must_use]
+    pub const fn fin(self) -> bool {
+        self.0 & Self::FIN != 0
+    }
+
+    /// SYN is set.
+    #[inline]
+    #[must_use]
+    pub const fn syn(self) -> bool {
+        self.0 & Self::SYN != 0
+    }
+
+    /// RST is set.
+    #[inline]
+    #[must_use]
+    pub const fn rst(self) -> bool {
+        self.0 & Self::RST != 0
+    }
+
+    /// ACK is set.
+    #[inline]
+    #[must_use]
+    pub const fn ack(self) -> bool {
+        self.0 & Self::ACK != 0
+    }
+
+    /// The first packet of a connection: SYN without ACK.
+    #[inline]
+    #[must_use]
+    pub const fn opens(self) -> bool {
+        self.0 & (Self::SYN | Self::ACK) == Self::SYN
+    }
+
+    /// A combination that a stack sends: exactly those that Linux' `nf_conntrack` takes for valid.
+    #[inline]
+    #[must_use]
+    pub const fn valid(self) -> bool {
+        const VALID: u64 = {
+            const F: u8 = TcpFlags::FIN;
+            const S: u8 = TcpFlags::SYN;
+            const R: u8 = TcpFlags::RST;
+            const A: u8 = TcpFlags::ACK;
+            const U: u8 = TcpFlags::URG;
+            let sets = [S, S | U, S | A, R, R | A, F | A, F | A | U, A, A | U];
+            let mut bits = 0;
+            let mut i = 0;
+            while i < sets.len() {
+                bits |= 1 << sets[i];
+                i += 1;
+            }
+            bits
+        };
+        let relevant = self.0 & (Self::FIN | Self::SYN | Self::RST | Self::ACK | Self::URG);
+        VALID >> relevant & 1 != 0
+    }
+}
+
+/// The numbers of a TCP header, host order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TcpHeader {
+    /// The flags.
+    pub flags: TcpFlags,
+    /// Sequence number of the first byte (or of the SYN).
+    pub seq: u32,
+    /// Next sequence number that the sender expects.
+    pub ack: u32,
+    /// Window as it stands there, not scaled.
+    pub window: u16,
+}

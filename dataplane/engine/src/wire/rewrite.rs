@@ -1,0 +1,134 @@
+//! Rewriting a packet in place: addresses, ports, TTL, Ethernet header, and the checksums by their deltas.
+//!
+//! What a flow changes is worked out once, when the flow is made ([`Rewrite::new`]); a packet of it then costs a few stores
+//! and two additions. Nothing here sums a payload.
+
+use super::checksum;
+use super::parse::{ETHERNET_LEN, Kind, Parsed, proto};
+use crate::flow::FlowKey;
+
+/// The values that a packet of one direction of a flow gets, and what they do to its checksums.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rewrite {
+    /// New source address, host order.
+    pub src: u32,
+    /// New destination address, host order.
+    pub dst: u32,
+    /// New source port or ICMP identifier.
+    pub sport: u16,
+    /// New destination port; the same as `sport` for ICMP.
+    pub dport: u16,
+    /// Sum of `new - old` over the addresses: what the IP header's checksum and a pseudo header change by.
+    pub l3_delta: u16,
+    /// Sum of `new - old` over all that the L4 checksum covers: addresses and ports, or the identifier alone for ICMP.
+    pub l4_delta: u16,
+}
+
+impl Rewrite {
+    /// The rewrite that turns a packet with the key `from` into one with the key `to`.
+    #[must_use]
+    pub const fn new(from: &FlowKey, to: &FlowKey) -> Self {
+        let l3_delta =
+            checksum::add(checksum::delta32(from.src(), to.src()), checksum::delta32(from.dst(), to.dst()));
+        let sport = checksum::delta16(from.sport(), to.sport());
+        let l4_delta = if from.proto() == proto::ICMP {
+            sport
+        } else {
+            let dport = checksum::delta16(from.dport(), to.dport());
+            checksum::add(l3_delta, checksum::add(sport, dport))
+        };
+        Self { src: to.src(), dst: to.dst(), sport: to.sport(), dport: to.dport(), l3_delta, l4_delta }
+    }
+
+    /// The rewrite of a flow that is not translated.
+    #[must_use]
+    pub const fn identity(key: &FlowKey) -> Self {
+        Self::new(key, key)
+    }
+}
+
+/// What happens to the TTL.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ttl {
+    /// We forward: one less. The caller has checked that it is above 1.
+    Decrement,
+    /// The kernel forwards, and will decrement itself.
+    Keep,
+}
+
+/// Rewrites addresses, ports or ICMP identifier, TTL and the checksums of the frame that starts at `bytes`.
+///
+/// `partial` is the frame's [`Offload::partial`](crate::Offload::partial): the L4 field then holds the pseudo header's sum
+/// and changes by the addresses only. Later fragments have no L4 header and get addresses only; an ICMP packet that is no
+/// query likewise (an error's quotation is the business of [`icmp`](super::icmp)). A checksum that was wrong stays wrong.
+#[inline]
+pub fn apply(bytes: &mut [u8], parsed: &Parsed, rewrite: &Rewrite, ttl: Ttl, partial: bool) {
+    let Some(ip) = bytes.get_mut(ETHERNET_LEN..).and_then(|b| b.first_chunk_mut::<20>()) else { return };
+    // TTL and protocol are one 16-bit word of the header.
+    let (less, delta) = match ttl {
+        Ttl::Decrement => (1, checksum::add(rewrite.l3_delta, !0x0100)),
+        Ttl::Keep => (0, rewrite.l3_delta),
+    };
+    ip[8] = ip[8].wrapping_sub(less);
+    let field = u16::from_be_bytes([ip[10], ip[11]]);
+    ip[10..12].copy_from_slice(&checksum::update(field, delta).to_be_bytes());
+    ip[12..16].copy_from_slice(&rewrite.src.to_be_bytes());
+    ip[16..20].copy_from_slice(&rewrite.dst.to_be_bytes());
+
+    let Some(l4) = bytes.get_mut(usize::from(parsed.l4_offset())..) else { return };
+    match parsed.kind {
+        Kind::Tcp { .. } => {
+            let Some(tcp) = l4.first_chunk_mut::<20>() else { return };
+            tcp[0..2].copy_from_slice(&rewrite.sport.to_be_bytes());
+            tcp[2..4].copy_from_slice(&rewrite.dport.to_be_bytes());
+            let field = u16::from_be_bytes([tcp[16], tcp[17]]);
+            let updated = if partial {
+                checksum::update_partial(field, rewrite.l3_delta)
+            } else {
+                checksum::update(field, rewrite.l4_delta)
+            };
+            tcp[16..18].copy_from_slice(&updated.to_be_bytes());
+        }
+        Kind::Udp => {
+            let Some(udp) = l4.first_chunk_mut::<8>() else { return };
+            udp[0..2].copy_from_slice(&rewrite.sport.to_be_bytes());
+            udp[2..4].copy_from_slice(&rewrite.dport.to_be_bytes());
+            let field = u16::from_be_bytes([udp[6], udp[7]]);
+            let updated = if partial {
+                checksum::update_partial(field, rewrite.l3_delta)
+            } else {
+                checksum::update_udp(field, rewrite.l4_delta)
+            };
+            udp[6..8].copy_from_slice(&updated.to_be_bytes());
+        }
+        Kind::IcmpQuery { .. } => {
+            let Some(icmp) = l4.first_chunk_mut::<8>() else { return };
+            icmp[4..6].copy_from_slice(&rewrite.sport.to_be_bytes());
+            // A partial ICMP checksum has no pseudo header: whoever completes it sums the new identifier by itself.
+            if !partial {
+                let field = u16::from_be_bytes([icmp[2], icmp[3]]);
+                icmp[2..4].copy_from_slice(&checksum::update(field, rewrite.l4_delta).to_be_bytes());
+            }
+        }
+        Kind::IcmpError | Kind::IcmpOther | Kind::Other(_) | Kind::LaterFragment => {}
+    }
+}
+
+/// Writes the Ethernet addresses. The type stays.
+#[inline]
+pub fn set_ethernet(bytes: &mut [u8], dst: [u8; 6], src: [u8; 6]) {
+    if let Some(header) = bytes.first_chunk_mut::<12>() {
+        header[0..6].copy_from_slice(&dst);
+        header[6..12].copy_from_slice(&src);
+    }
+}
+
+/// Writes the IP identification and updates the header's checksum.
+#[inline]
+pub fn set_ip_id(bytes: &mut [u8], id: u16) {
+    let Some(ip) = bytes.get_mut(ETHERNET_LEN..).and_then(|b| b.first_chunk_mut::<20>()) else { return };
+    let old = u16::from_be_bytes([ip[4], ip[5]]);
+    let field = u16::from_be_bytes([ip[10], ip[11]]);
+    ip[4..6].copy_from_slice(&id.to_be_bytes());
+    ip[10..12].copy_from_slice(&checksum::update(field, checksum::delta16(old, id)).to_be_bytes());
+}
