@@ -1,0 +1,83 @@
+//! `sluice`, the command for people: the lab, the demo, and the first eyes on a running dataplane.
+//!
+//! Exit codes: 0 done, 1 it failed or a check of it did (`demo`, `lab status`), 2 the command line is wrong;
+//! `lab exec` ends with the code of what it ran.
+#![forbid(unsafe_code)]
+
+pub mod demo;
+pub mod lab;
+mod netns;
+pub mod output;
+mod query;
+mod shell;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::{CommandFactory as _, Parser, Subcommand};
+
+/// What `--help` ends with.
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed (for `demo`: a row failed; for `lab status`: not up), 2 wrong command \
+                          line. `lab exec` ends with the code of what it ran.";
+
+/// The whole command line.
+#[derive(Debug, Parser)]
+#[command(name = "sluice", version, about = "Look into Sluice, and try it on a virtual EC2 node", after_help = EXIT_CODES)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// A virtual EC2 node in network namespaces
+    #[command(subcommand)]
+    Lab(lab::Lab),
+    /// Show real flows through the dataplane, judged; then load
+    Demo(Box<demo::Demo>),
+    /// Print completions for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page (roff)
+    Man,
+    /// What answers in the lab; `lab up` starts it
+    #[command(hide = true)]
+    LabServer(lab::Name),
+}
+
+/// Runs the command line and says how it ended.
+pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(e) => {
+            // Help and version are printed to the standard output and are no error.
+            let _ = e.print();
+            return ExitCode::from(u8::try_from(e.exit_code()).unwrap_or(2));
+        }
+    };
+    dispatch(&cli.command).unwrap_or_else(|e| {
+        eprintln!("sluice: {e:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn dispatch(command: &Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Lab(command) => return lab::run(command),
+        Command::Demo(demo) => return demo::run(demo),
+        Command::LabServer(name) => lab::server::serve(&name.name)?,
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(*shell, &mut Cli::command(), "sluice", &mut script);
+            output::print(String::from_utf8_lossy(&script).trim_end())?;
+        }
+        Command::Man => {
+            let mut page = Vec::new();
+            clap_mangen::Man::new(Cli::command()).render(&mut page)?;
+            output::print(String::from_utf8_lossy(&page).trim_end())?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
