@@ -17,13 +17,13 @@ impl<F: Frame> Worker<F> {
         let quoted = match wire::icmp::quoted(packet.frame.bytes(), parsed) {
             Ok(quoted) => quoted,
             // What it quotes cannot be ours: the node's kernel judges what is sent to the node.
-            Err(_) if for_node => return self.to_kernel(moment, packet, parsed),
+            Err(_) if for_node => return self.hand_back(moment, packet, parsed),
             Err(reason) => return End::drop(reason),
         };
         let key = quoted.key.reversed();
         let Some((id, dir)) = self.table.lookup(&key, self.table.hash(&key), moment.now) else {
             if for_node && !is_ours(snapshot, quoted.key.proto(), quoted.key.sport()) {
-                return self.to_kernel(moment, packet, parsed);
+                return self.hand_back(moment, packet, parsed);
             }
             return End::drop(Drop::IcmpUnknownFlow);
         };

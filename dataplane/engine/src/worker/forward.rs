@@ -40,7 +40,7 @@ impl<F: Frame> Worker<F> {
     }
 
     /// Hands a packet to the kernel, untouched, where it came from.
-    pub(super) fn to_kernel(&mut self, moment: Moment<'_>, packet: &mut Packet<F>, parsed: &Parsed) -> End {
+    pub(super) fn hand_back(&mut self, moment: Moment<'_>, packet: &mut Packet<F>, parsed: &Parsed) -> End {
         let exit = match moment.snapshot.link(packet.ingress.ifindex()) {
             Some(Link::Pod(pod)) => Exit::KernelPod(pod),
             Some(Link::Eni(eni)) => Exit::KernelEni(eni),

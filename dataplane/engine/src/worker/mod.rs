@@ -110,6 +110,7 @@ struct Matched {
 }
 
 /// How a packet's way through the worker ends.
+#[derive(Debug, Clone, Copy)]
 enum End {
     /// It leaves, or is dropped.
     Done(Verdict, Option<Matched>),
@@ -261,7 +262,7 @@ impl<F: Frame> Worker<F> {
             Kind::Tcp { .. } | Kind::Udp | Kind::Other(_) => {}
             Kind::IcmpQuery { reply } => {
                 if !reply && pings_node(moment, packet.ingress, parsed) {
-                    return self.to_kernel(moment, packet, parsed);
+                    return self.hand_back(moment, packet, parsed);
                 }
             }
             Kind::IcmpError => return self.icmp_error(moment, packet, parsed),

@@ -3,7 +3,7 @@
 use sluice_state::RandomizeSnat;
 
 use super::target::Exit;
-use super::{End, Matched, Moment, Worker, segment};
+use super::{End, Matched, Moment, Worker, segment, ttl_of};
 use crate::counters::Event;
 use crate::flow::{Dir, FlowKey, FlowTable, InsertError, Local, NewFlow, Origin, Start};
 use crate::frame::{Frame, Ingress, Packet};
@@ -252,20 +252,18 @@ fn untranslated<'s>(
     out: Exit<'s>,
     back: Exit<'s>,
 ) -> Opening<'s> {
-    let ttl = if origin == Origin::Kernel { Ttl::Keep } else { Ttl::Decrement };
     match stance {
-        Stance::Opens | Stance::UnderWay => {
-            Opening::Plain(Draft { original: key, origin, egress: [out, back], dir: Dir::Forward })
-        }
         // The other side opened it, so that what we see is its reply.
-        Stance::Answers if origin == Origin::Pod => {
-            let origin = Origin::Wire;
-            Opening::Plain(Draft { original: key.reversed(), origin, egress: [back, out], dir: Dir::Reply })
-        }
-        Stance::Answers => {
+        Stance::Answers if origin == Origin::Pod => Opening::Plain(Draft {
+            original: key.reversed(),
+            origin: Origin::Wire,
+            egress: [back, out],
+            dir: Dir::Reply,
+        }),
+        Stance::Opens | Stance::UnderWay | Stance::Answers => {
             Opening::Plain(Draft { original: key, origin, egress: [out, back], dir: Dir::Forward })
         }
-        Stance::Stray => Opening::Stateless(out, ttl),
+        Stance::Stray => Opening::Stateless(out, ttl_of(origin)),
     }
 }
 
