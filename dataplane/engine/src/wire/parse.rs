@@ -127,7 +127,7 @@ fn read_l4(l4: &[u8], parsed: &mut Parsed) -> Result<(), Drop> {
                     parsed.key = FlowKey::new(src, dst, id, id, protocol);
                     Kind::IcmpQuery { reply: h[0] == 0 }
                 }
-                3 | 4 | 5 | 11 | 12 => Kind::IcmpError,
+                kind if super::icmp::is_error(kind) => Kind::IcmpError,
                 _ => Kind::IcmpOther,
             };
             parsed.l4_header_len = 8;
