@@ -8,6 +8,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::socket::MsgFlags;
@@ -26,6 +27,8 @@ const BATCH: usize = 64;
 const FUTILE_KICKS: u32 = 8;
 /// More descriptors follow for this packet (`XDP_PKT_CONTD`).
 const CONTINUED: u32 = 1;
+/// How long the kernel may take to release the queue of a socket that was closed.
+const RELEASE_TIME: Duration = Duration::from_millis(300);
 /// `XDP_MAX_TX_SKB_BUDGET` of kernel 6.17: descriptors that one copy-mode `sendto` moves.
 const MAX_TX_SKB_BUDGET: libc::c_int = 9;
 const SO_PREFER_BUSY_POLL: libc::c_int = 69;
@@ -89,8 +92,9 @@ struct InKernel {
     set: Box<[u64]>,
     fill: usize,
     tx: usize,
-    /// The UMEM's own socket, which libxdp closes only with the UMEM: its chunks stay the kernel's until then.
-    first: bool,
+    /// The chunks stay the kernel's until the UMEM ends: with the UMEM's own socket, which libxdp closes only then, and in
+    /// zero-copy mode, where the driver lets go of them some time after the socket is closed.
+    keep: bool,
 }
 
 /// An AF_XDP socket on one queue of one device.
@@ -186,14 +190,8 @@ impl XskPort {
             .libxdp_flags(LibxdpFlags::XSK_LIBXDP_FLAGS_INHIBIT_PROG_LOAD)
             .bind_flags(flags)
             .build();
-        // SAFETY: the one condition is that program loading is inhibited, which the flag above does.
-        let (tx, rx, rings) = unsafe { Socket::new(config, &region.xsk, &name, queue) }.map_err(|e| {
-            let io = std::error::Error::source(&e).and_then(|s| s.downcast_ref::<std::io::Error>());
-            let errno = io.and_then(std::io::Error::raw_os_error);
-            let source =
-                errno.map_or_else(|| std::io::Error::other("no errno"), std::io::Error::from_raw_os_error);
-            failed(e.to_string(), source)
-        })?;
+        let (tx, rx, rings) =
+            bind(config, &region.xsk, &name, queue).map_err(|(what, source)| failed(what, source))?;
         let Some((fill, completion)) = rings else {
             let taken = std::io::Error::from_raw_os_error(libc::EBUSY);
             return Err(failed("this UMEM has a socket on the queue already".into(), taken));
@@ -210,7 +208,7 @@ impl XskPort {
                 set: vec![0; region.total().div_ceil(64)].into_boxed_slice(),
                 fill: 0,
                 tx: 0,
-                first,
+                keep: first || options.mode == Mode::ZeroCopy,
             },
             fd,
             ifindex,
@@ -588,7 +586,7 @@ impl InKernel {
 
 impl Drop for InKernel {
     fn drop(&mut self) {
-        if self.first {
+        if self.keep {
             self.umem.region().keep(self.fill + self.tx);
         } else {
             for (word, bits) in self.set.iter().enumerate() {
@@ -621,6 +619,35 @@ fn chain(umem: &Umem, mut head: UmemFrame, bytes: &[u8]) -> Option<UmemFrame> {
         debug_assert!(appended, "the caller checked the length of the chain");
     }
     Some(head)
+}
+
+type Opened = (TxQueue, RxQueue, Option<(FillQueue, CompQueue)>);
+
+/// Creates and binds the socket. A queue whose socket was closed a moment ago is still busy until a kernel worker has
+/// released it, so that answer is only believed after [`RELEASE_TIME`].
+fn bind(
+    config: SocketConfig,
+    umem: &xsk_rs::Umem,
+    name: &Interface,
+    queue: u32,
+) -> Result<Opened, (String, std::io::Error)> {
+    let begin = Instant::now();
+    loop {
+        // SAFETY: the one condition is that program loading is inhibited, which `open` has the configuration say.
+        let error = match unsafe { Socket::new(config, umem, name, queue) } {
+            Ok(opened) => return Ok(opened),
+            Err(error) => error,
+        };
+        let io = std::error::Error::source(&error).and_then(|s| s.downcast_ref::<std::io::Error>());
+        let errno = io.and_then(std::io::Error::raw_os_error);
+        if errno == Some(libc::EBUSY) && begin.elapsed() < RELEASE_TIME {
+            std::thread::sleep(Duration::from_millis(2));
+            continue;
+        }
+        let source =
+            errno.map_or_else(|| std::io::Error::other("no errno"), std::io::Error::from_raw_os_error);
+        return Err((error.to_string(), source));
+    }
 }
 
 fn check_mtu(interface: &str, queue: u32, options: &XskOptions) -> Result<(), XskError> {

@@ -61,7 +61,7 @@ pub struct UmemAccount {
     pub fill: usize,
     /// In the kernel's hands to transmit.
     pub tx: usize,
-    /// With the UMEM's first socket, which was closed: the kernel gives these back only with the UMEM itself.
+    /// With a closed socket that was the UMEM's first or zero-copy: the kernel gives these back only with the UMEM itself.
     pub kept: usize,
 }
 
