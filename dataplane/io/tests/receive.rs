@@ -180,7 +180,7 @@ fn udp_super_packets_of_a_real_socket_are_cut_for_the_wire() {
     let socket = std::net::UdpSocket::bind("10.9.0.1:0").expect("socket");
     nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::UdpGsoSegment, &1200)
         .expect("UDP_SEGMENT");
-    let payload: Vec<u8> = (0..25_000u32).map(|i| (i * i >> 5) as u8).collect();
+    let payload: Vec<u8> = (0..25_000u32).map(|i| ((i * i) >> 5) as u8).collect();
     socket.send_to(&payload, "10.9.0.2:4000").expect("sent");
     let packet = receive(&mut queues[0], 1).pop().expect("a packet");
     assert_eq!(packet.ingress, Ingress::Pod(7));
