@@ -51,7 +51,7 @@ impl Engine {
 }
 
 impl Path for Engine {
-    #[inline]
+    #[inline(never)] // a name for callgrind's --toggle-collect
     fn carry(&mut self, now: u64, input: &mut Vec<Packet<Frame>>, out: &mut Vec<Output<Frame>>) {
         self.worker.step(now, &self.snapshot, input, out, &mut NoTrace);
     }

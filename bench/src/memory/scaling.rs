@@ -4,6 +4,8 @@ use std::sync::{Arc, Barrier};
 use std::time::Instant;
 
 use anyhow::{Result, anyhow, ensure};
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd::Pid;
 use serde::Serialize;
 
 use super::path::Engine;
@@ -37,7 +39,7 @@ pub fn measure(threads: u16, flows: u32, packets: u64, length: usize) -> Result<
         .map(|(engine, id)| {
             let barrier = Arc::clone(&barrier);
             let mine = id * each..(id + 1) * each;
-            std::thread::spawn(move || work(engine, mine, packets, length, &barrier))
+            std::thread::spawn(move || work(id as usize, engine, mine, packets, length, &barrier))
         })
         .collect();
     let mut costs = Vec::new();
@@ -54,13 +56,26 @@ pub fn measure(threads: u16, flows: u32, packets: u64, length: usize) -> Result<
     })
 }
 
+/// Keeps the calling thread on the CPU of this rank among those that it may use.
+fn pin(rank: usize) -> nix::Result<()> {
+    let this = Pid::from_raw(0);
+    let allowed = sched_getaffinity(this)?;
+    let mine = (0..CpuSet::count()).filter(|cpu| allowed.is_set(*cpu).unwrap_or(false)).nth(rank);
+    let mut only = CpuSet::new();
+    only.set(mine.ok_or(nix::Error::EINVAL)?)?;
+    sched_setaffinity(this, &only)
+}
+
 fn work(
+    id: usize,
     mut engine: Engine,
     flows: std::ops::Range<u32>,
     packets: u64,
     length: usize,
     barrier: &Barrier,
 ) -> (Cost, f64) {
+    // Where the system has no such CPU the scheduler decides.
+    pin(id).ok();
     let mut stream = Stream::new(flows, Order::Shuffled, length);
     let lost = stream.run(&mut engine, stream.once());
     barrier.wait();

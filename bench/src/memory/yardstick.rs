@@ -82,7 +82,7 @@ impl Yardstick {
 }
 
 impl Path for Yardstick {
-    #[inline]
+    #[inline(never)] // a name for callgrind's --toggle-collect
     fn carry(&mut self, now: u64, input: &mut Vec<Packet<Frame>>, out: &mut Vec<Output<Frame>>) {
         let mut staged = [((0, 0), 0); BATCH];
         for (packet, stage) in input.iter().zip(&mut staged) {
