@@ -22,6 +22,10 @@ impl<F: Frame> Worker<F> {
         parsed: &Parsed,
         stage: &Staged,
     ) -> Option<(Verdict, Matched)> {
+        #[cfg(test)]
+        if self.general_only {
+            return None;
+        }
         let tcp = match parsed.kind {
             Kind::Udp => false,
             Kind::Tcp { flags } if flags.0 & (TcpFlags::SYN | TcpFlags::FIN | TcpFlags::RST) == 0 => true,

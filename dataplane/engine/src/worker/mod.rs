@@ -83,6 +83,9 @@ pub struct Worker<F> {
     icmp: IcmpBudget,
     staged: Vec<Staged>,
     last_step: u64,
+    /// Tests switch the fast tier off to compare.
+    #[cfg(test)]
+    general_only: bool,
 }
 
 /// A packet after the first stage.
@@ -148,6 +151,8 @@ impl<F: Frame> Worker<F> {
             icmp: IcmpBudget::default(),
             staged: Vec::with_capacity(2 * BATCH),
             last_step: 0,
+            #[cfg(test)]
+            general_only: false,
             setup,
             table,
         })
