@@ -14,7 +14,7 @@ pub(crate) const SOCKET: &str = "query.sock";
 
 /// Which daemon to ask.
 #[derive(Debug, Clone, Args)]
-pub struct Daemon {
+pub(crate) struct Daemon {
     /// The daemon's run directory
     #[arg(long, default_value = "/run/sluice", value_name = "DIR")]
     run_dir: PathBuf,

@@ -86,7 +86,10 @@ pub(crate) fn run(args: &CaptureArgs) -> Result<ExitCode> {
     let mut sink = Sink::open(args.write.as_deref(), args.output, &points)?;
     let deadline = args.duration.map(|s| Instant::now() + Duration::from_secs(s));
     let (mut shown, mut lost) = (0, 0);
-    while !interrupt.is_set() && deadline.is_none_or(|d| Instant::now() < d) && args.count.is_none_or(|n| shown < n) {
+    while !interrupt.is_set()
+        && deadline.is_none_or(|d| Instant::now() < d)
+        && args.count.is_none_or(|n| shown < n)
+    {
         match client.next_answer() {
             Ok(Answer::Record(record)) => {
                 let view = View::new(&record.bytes, record.mapping.as_deref());

@@ -81,7 +81,9 @@ impl View {
     /// Where it comes from and goes to, as text.
     #[must_use]
     pub fn summary(&self) -> String {
-        let (Some(ends), Some(protocol)) = (self.ends.first(), self.protocol) else { return "not IPv4".into() };
+        let (Some(ends), Some(protocol)) = (self.ends.first(), self.protocol) else {
+            return "not IPv4".into();
+        };
         let end = |i: usize| match ends.ports[i] {
             Some(port) => format!("{}:{port}", ends.addresses[i]),
             None => ends.addresses[i].to_string(),
@@ -100,7 +102,7 @@ fn ports(transport: &TransportSlice<'_>) -> [Option<u16>; 2] {
             }
             _ => [None; 2],
         },
-        TransportSlice::Icmpv6(_) => [None; 2],
+        TransportSlice::Icmpv6(_) | TransportSlice::Igmp(_) => [None; 2],
     }
 }
 
@@ -122,10 +124,8 @@ fn ends(text: &str) -> Option<Ends> {
 
 /// The flow's two sides in the packet's direction: a mapping is told in its originator's.
 fn oriented(sides: [Ends; 2], own: Ends) -> [Ends; 2] {
-    let reversed = |e: Ends| Ends {
-        addresses: [e.addresses[1], e.addresses[0]],
-        ports: [e.ports[1], e.ports[0]],
-    };
+    let reversed =
+        |e: Ends| Ends { addresses: [e.addresses[1], e.addresses[0]], ports: [e.ports[1], e.ports[0]] };
     let backwards = sides.iter().any(|side| reversed(*side).addresses == own.addresses)
         && !sides.iter().any(|side| side.addresses == own.addresses);
     if backwards { sides.map(reversed) } else { sides }
@@ -170,7 +170,9 @@ impl FromStr for Filter {
         let filter = parser.expression()?;
         match parser.words.first() {
             None => Ok(filter),
-            Some(word) => Err(format!("`{word}` was not expected here; join conditions by and, or, not, ( and )")),
+            Some(word) => {
+                Err(format!("`{word}` was not expected here; join conditions by and, or, not, ( and )"))
+            }
         }
     }
 }
@@ -229,7 +231,8 @@ impl Parser<'_> {
         } else {
             Side::Either
         };
-        let word = self.next("a condition: host, net, port, portrange, proto, tcp, udp, icmp or an address")?;
+        let word =
+            self.next("a condition: host, net, port, portrange, proto, tcp, udp, icmp or an address")?;
         match word {
             "host" | "net" => super::flows::net(self.next("an address")?).map(|net| Filter::Net(side, net)),
             "port" => {
@@ -259,8 +262,10 @@ impl Parser<'_> {
     }
 
     fn next(&mut self, expected: &str) -> Result<&str, String> {
-        let (first, rest) =
-            self.words.split_first().ok_or_else(|| format!("the filter ends where {expected} should follow"))?;
+        let (first, rest) = self
+            .words
+            .split_first()
+            .ok_or_else(|| format!("the filter ends where {expected} should follow"))?;
         self.words = rest;
         Ok(first)
     }

@@ -71,14 +71,21 @@ pub(super) fn net(text: &str) -> Result<Ipv4Net, String> {
 }
 
 fn text(flows: &Flows) -> String {
-    let head = ["ID", "PROTO", "STATE", "ORIGIN", "FLOW", "SEEN OUTSIDE AS", "IDLE", "PACKETS", "BYTES", "PODS"];
+    let head =
+        ["ID", "PROTO", "STATE", "ORIGIN", "FLOW", "SEEN OUTSIDE AS", "IDLE", "PACKETS", "BYTES", "PODS"];
     let mut rows = table(&head);
     for flow in &flows.rows {
         rows.add_row(row(flow));
     }
     let cut = flows.matched.saturating_sub(flows.rows.len() as u64);
     let cut = if cut > 0 { format!(", {cut} not shown (--limit)") } else { String::new() };
-    format!("{}\n{} match{cut}; {} of {} flows in use", rows.trim_fmt(), flows.matched, flows.live, flows.capacity)
+    format!(
+        "{}\n{} match{cut}; {} of {} flows in use",
+        rows.trim_fmt(),
+        flows.matched,
+        flows.live,
+        flows.capacity
+    )
 }
 
 fn row(flow: &FlowRow) -> [String; 10] {
@@ -114,12 +121,8 @@ mod tests {
 
     #[test]
     fn a_row_shows_both_sides_of_a_translation() {
-        let original = Tuple {
-            src: [10, 0, 1, 10].into(),
-            dst: [203, 0, 113, 9].into(),
-            sport: 40000,
-            dport: 80,
-        };
+        let original =
+            Tuple { src: [10, 0, 1, 10].into(), dst: [203, 0, 113, 9].into(), sport: 40000, dport: 80 };
         let translated = Tuple { src: [10, 0, 9, 5].into(), sport: 2345, ..original };
         let flow = FlowRow {
             id: 7,
@@ -135,7 +138,9 @@ mod tests {
         };
         let flows = Flows { rows: vec![flow], matched: 3, live: 5, capacity: 1024 };
         let shown = text(&flows);
-        for part in ["10.0.1.10:40000 > 203.0.113.9:80", "10.0.9.5:2345 > 203.0.113.9:80", "1.2 s", "lab/pod-a > -"] {
+        for part in
+            ["10.0.1.10:40000 > 203.0.113.9:80", "10.0.9.5:2345 > 203.0.113.9:80", "1.2 s", "lab/pod-a > -"]
+        {
             assert!(shown.contains(part), "{part} in\n{shown}");
         }
         assert!(shown.contains("2 not shown"), "{shown}");

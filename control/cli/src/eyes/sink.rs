@@ -53,7 +53,9 @@ impl Sink {
     pub(super) fn flush(&mut self) -> Result<()> {
         match self {
             Self::File(file) => file.writer.flush().context("cannot write the file"),
-            Self::Lines | Self::Json => std::io::stdout().flush().context("cannot write to the standard output"),
+            Self::Lines | Self::Json => {
+                std::io::stdout().flush().context("cannot write to the standard output")
+            }
         }
     }
 }
@@ -170,7 +172,10 @@ mod tests {
     #[test]
     fn a_comment_says_why_a_packet_was_dropped() {
         let text = comment(&record(Point::Drop, Some("spoof")));
-        assert!(text.starts_with("verdict: drop; dropped: spoof (The source address is not the pod's"), "{text}");
+        assert!(
+            text.starts_with("verdict: drop; dropped: spoof (The source address is not the pod's"),
+            "{text}"
+        );
         assert!(text.ends_with("flow: 7; worker: 1"), "{text}");
         let line = line(&record(Point::Eni("eni0".into()), None), &View::default());
         assert!(line.starts_with("01:01:01.000002 eni:eni0 in  not IPv4, 60 B: eni eni0; flow: 7"), "{line}");

@@ -126,7 +126,10 @@ mod tests {
             conservation: Conservation { packets_in: 7, packets_out: 5, dropped: 2, held: 0, balanced: true },
         };
         let shown = text(&stats, false, false);
-        assert!(shown.contains("spoof  2") && shown.contains("The source address is not the pod's"), "{shown}");
+        assert!(
+            shown.contains("spoof  2") && shown.contains("The source address is not the pod's"),
+            "{shown}"
+        );
         assert!(shown.contains("drops (1 at zero)") && !shown.contains("hairpin"), "{shown}");
         assert!(text(&stats, true, false).contains("hairpin"), "--all shows zeros");
     }

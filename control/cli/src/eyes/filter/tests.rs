@@ -33,7 +33,9 @@ fn a_pods_packet_is_found_on_both_sides_of_the_translation() {
     ] {
         assert!(holds(filter, &on_eni), "{filter}");
     }
-    for filter in ["dst host 10.0.1.10", "not host 10.0.1.10", "udp", "dst port 40000", "host 10.0.1.11 or port 81"] {
+    for filter in
+        ["dst host 10.0.1.10", "not host 10.0.1.10", "udp", "dst port 40000", "host 10.0.1.11 or port 81"]
+    {
         assert!(!holds(filter, &on_eni), "{filter}");
     }
 }
