@@ -10,6 +10,7 @@
 //! ```
 
 pub mod flow;
+pub mod frag;
 pub mod frame;
 pub mod verdict;
 pub mod wire;
