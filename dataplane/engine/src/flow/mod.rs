@@ -29,7 +29,7 @@ mod insert;
 mod key;
 mod local;
 mod phase;
-mod prefetch;
+pub(crate) mod prefetch;
 mod reclaim;
 mod slot;
 mod sync;
@@ -39,6 +39,8 @@ mod timeouts;
 mod view;
 mod wheel;
 
+#[cfg(all(test, loom))]
+mod loom_tests;
 #[cfg(all(test, not(loom)))]
 mod tests;
 
