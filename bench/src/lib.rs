@@ -8,6 +8,7 @@
 pub mod forwarding;
 pub mod host;
 pub mod load;
+pub mod memory;
 pub mod meter;
 pub mod netns;
 pub mod progress;

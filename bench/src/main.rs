@@ -19,12 +19,15 @@ struct Line {
 
 #[derive(Subcommand)]
 enum Command {
+    /// The engine in memory: nanoseconds per packet, new flows, expiry, checksum, parse
+    Engine(commands::engine::Arguments),
     /// The node's whole path in a lab: Sluice, kernel forwarding, nft and iptables in turn
     Forwarding(commands::forwarding::Arguments),
 }
 
 fn main() -> ExitCode {
     let result = match Line::parse().command {
+        Command::Engine(arguments) => commands::engine::run(&arguments),
         Command::Forwarding(arguments) => commands::forwarding::run(&arguments),
     };
     match result {

@@ -1,5 +1,6 @@
 //! The subcommands' arguments, and what they print.
 
+pub(crate) mod engine;
 pub(crate) mod forwarding;
 
 use std::path::Path;

@@ -9,10 +9,17 @@
 //!                 wire/         flow/               flow/     policy/ nat/                 wire/
 //! ```
 
+pub mod counters;
 pub mod flow;
 pub mod frame;
+pub mod nat;
+pub mod policy;
+pub mod random;
+pub mod snapshot;
+pub mod trace;
 pub mod verdict;
 pub mod wire;
+pub mod worker;
 
 pub use frame::{Frame, GsoKind, Ingress, Offload, Packet};
 pub use verdict::{Drop, Verdict};

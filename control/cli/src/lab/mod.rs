@@ -24,10 +24,12 @@ use crate::netns::{self, Netns};
 use crate::output::Format;
 use crate::shell;
 
+pub(crate) use options::name;
 pub use options::{Dataplane, Name, Options};
 pub(crate) use progress::{Interrupt, Progress};
 pub(crate) use record::Paths;
 pub use record::{Process, Record};
+pub(crate) use status::source_check_drops;
 pub use topology::{EniLink, HostLink, PodLink, Topology};
 
 /// The lab's commands.

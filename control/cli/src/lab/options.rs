@@ -128,8 +128,8 @@ pub(crate) fn vpc_cidrs() -> Vec<Ipv4Net> {
         .collect()
 }
 
-/// Longest prefix: `PREFIX-host-v` and the directory stay readable, and the name is a file name.
-fn name(text: &str) -> Result<String, String> {
+/// Checks a lab's name: `PREFIX-host-v` stays readable, and a name is a file's name.
+pub(crate) fn name(text: &str) -> Result<String, String> {
     let valid = (1..=32).contains(&text.len())
         && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_')
         && text.starts_with(|c: char| c.is_ascii_alphanumeric());

@@ -77,6 +77,18 @@ impl Progress {
         Ok(())
     }
 
+    /// Says on a terminal what is done next; elsewhere the lines that stay are enough.
+    ///
+    /// # Errors
+    /// The user has interrupted.
+    pub(crate) fn step_quietly(&self, what: impl Into<Cow<'static, str>>) -> Result<()> {
+        self.check()?;
+        if let Some(bar) = &self.bar {
+            bar.set_message(what);
+        }
+        Ok(())
+    }
+
     /// A line that stays.
     pub(crate) fn line(&self, text: &str) {
         match &self.bar {

@@ -7,15 +7,22 @@
 #![forbid(unsafe_code)]
 
 pub mod checksum;
+pub mod icmp;
+mod mss;
 mod parse;
+mod report;
 mod rewrite;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 mod verify;
 
 #[cfg(test)]
+mod icmp_tests;
+#[cfg(test)]
 mod tests;
 
+pub use mss::{TcpOptions, clamp_mss, mss_for, tcp_options};
 pub use parse::{ETHERNET_LEN, Kind, Parsed, TcpFlags, TcpHeader, parse, proto, usable_source};
+pub use report::{Report, may_report, report};
 pub use rewrite::{Rewrite, Ttl, apply, set_ethernet, set_ip_id};
 pub use verify::{L4Checksum, l4_checksum, l4_sum};

@@ -1,0 +1,59 @@
+//! ICMP errors: they belong to the flow of the packet that they quote, travel against it, and change nothing about it
+//! (RFC 5508 §4, RFC 5382 REQ-10).
+
+use super::forward::send;
+use super::target::Target;
+use super::{End, Matched, Moment, Worker, ttl_of};
+use crate::frame::{Frame, Ingress, Packet};
+use crate::snapshot::Snapshot;
+use crate::verdict::{Drop, Verdict};
+use crate::wire::{self, Parsed, Report, Ttl, proto};
+
+impl<F: Frame> Worker<F> {
+    #[cold]
+    pub(super) fn icmp_error(&mut self, moment: Moment<'_>, packet: &mut Packet<F>, parsed: &Parsed) -> End {
+        let snapshot = moment.snapshot;
+        let for_node = matches!(packet.ingress, Ingress::Eni(_)) && snapshot.is_local(parsed.key.dst());
+        let quoted = match wire::icmp::quoted(packet.frame.bytes(), parsed) {
+            Ok(quoted) => quoted,
+            // What it quotes cannot be ours: the node's kernel judges what is sent to the node.
+            Err(_) if for_node => return self.hand_back(moment, packet, parsed),
+            Err(reason) => return End::drop(reason),
+        };
+        let key = quoted.key.reversed();
+        let Some((id, dir)) = self.table.lookup(&key, self.table.hash(&key), moment.now) else {
+            if for_node && !is_ours(snapshot, quoted.key.proto(), quoted.key.sport()) {
+                return self.hand_back(moment, packet, parsed);
+            }
+            return End::drop(Drop::IcmpUnknownFlow);
+        };
+        let matched = Some(Matched { id, dir, opened: false });
+        let flow = self.table.flow(id);
+        let rewrite = flow.rewrite(dir);
+        // Any router may be its sender, but one on the side that the flow's packets come from.
+        if !Target::from_word(flow.egress(dir.opposite())).admits(packet.ingress) {
+            return End::Done(Verdict::Drop(Drop::IcmpUnknownFlow), matched);
+        }
+        let exit = Target::from_word(flow.egress(dir)).exit(snapshot);
+        let Some(exit) = exit.filter(|exit| exit.suits(rewrite.src, rewrite.dst)) else {
+            return End::Done(Verdict::Drop(Drop::PodUnreachable), matched);
+        };
+        let ttl = ttl_of(flow.origin());
+        if ttl == Ttl::Decrement && parsed.ttl <= 1 {
+            return End::Tell { reason: Drop::TtlExceeded, report: Report::TimeExceeded, matched };
+        }
+        wire::icmp::translate(packet.frame.bytes_mut(), parsed, &quoted, &rewrite, ttl);
+        send(moment, packet, exit, rewrite.dst, matched)
+    }
+}
+
+/// Whether a source port on the node's address is of our set.
+fn is_ours(snapshot: &Snapshot, protocol: u8, port: u16) -> bool {
+    let [tcp, udp, icmp] = &snapshot.ports;
+    match protocol {
+        proto::TCP => tcp.set.contains(port),
+        proto::UDP => udp.set.contains(port),
+        proto::ICMP => icmp.set.contains(port),
+        _ => false,
+    }
+}

@@ -1,0 +1,312 @@
+//! The first packet of a flow: who may open what, what is translated, where both directions go.
+
+use sluice_state::RandomizeSnat;
+
+use super::target::Exit;
+use super::{End, Matched, Moment, Worker, segment, ttl_of};
+use crate::counters::Event;
+use crate::flow::{Dir, FlowKey, FlowTable, InsertError, Local, NewFlow, Origin, Start};
+use crate::frame::{Frame, Ingress, Packet};
+use crate::nat::Attempt;
+use crate::snapshot::{EniEntry, Link, PodEntry, Snapshot};
+use crate::verdict::Drop;
+use crate::wire::{self, Kind, Parsed, Rewrite, Ttl, proto};
+
+/// What a packet without a flow leads to.
+enum Opening<'s> {
+    /// A flow as it is.
+    Plain(Draft<'s>),
+    /// A flow whose source is translated to the node's address.
+    Translated(Draft<'s>),
+    /// No flow: the packet goes on unchanged.
+    Stateless(Exit<'s>, Ttl),
+    /// Nothing.
+    Refused(Drop),
+}
+
+/// A flow before it has its translation.
+struct Draft<'s> {
+    /// As its originator sends.
+    original: FlowKey,
+    origin: Origin,
+    /// Where its originator's packets go, and where the replies go.
+    egress: [Exit<'s>; 2],
+    /// The direction of the packet that opens it.
+    dir: Dir,
+}
+
+impl<F: Frame> Worker<F> {
+    /// A packet that no flow is known for.
+    #[cold]
+    pub(super) fn open(&mut self, moment: Moment<'_>, packet: &mut Packet<F>, parsed: &Parsed) -> End {
+        let opening = opening(moment.snapshot, packet.ingress, parsed);
+        let matched = match opening {
+            Opening::Refused(reason) => Err(reason),
+            Opening::Stateless(exit, ttl) => {
+                let rewrite = Rewrite::identity(&parsed.key);
+                return self.forward(moment, packet, parsed, &rewrite, exit, ttl, None);
+            }
+            Opening::Plain(_) | Opening::Translated(_) if !checksum_holds(packet, parsed) => {
+                Err(Drop::BadL4Checksum)
+            }
+            Opening::Plain(draft) | Opening::Translated(draft)
+                if !moment.snapshot.policy.allows(&draft.original) =>
+            {
+                Err(Drop::PolicyDenied)
+            }
+            Opening::Plain(draft) => self.insert_plain(moment, &draft, start(packet, parsed)),
+            Opening::Translated(draft) => self.insert_translated(moment, &draft, start(packet, parsed)),
+        };
+        match matched {
+            Ok(matched) => {
+                if matched.opened {
+                    self.counters.add(Event::FlowsOpened, 1);
+                }
+                self.carry(moment, packet, parsed, matched)
+            }
+            Err(reason) => End::drop(reason),
+        }
+    }
+
+    fn insert_plain(&mut self, moment: Moment<'_>, draft: &Draft<'_>, start: Start) -> Result<Matched, Drop> {
+        let new = draft.flow(draft.original, start, moment.snapshot);
+        match insert(&mut self.local, &self.table, &new, draft.dir, moment.now) {
+            Ok(matched) => Ok(matched),
+            // A host's connection whose reply key a pod's mapping holds gets another port, as the kernel's NAT would.
+            Err(InsertError::ReplyExists) if draft.origin == Origin::Host => {
+                self.insert_translated(moment, draft, start)
+            }
+            Err(InsertError::Full) => Err(Drop::TableFull),
+            Err(_) => Err(Drop::TableContended),
+        }
+    }
+
+    fn insert_translated(
+        &mut self,
+        moment: Moment<'_>,
+        draft: &Draft<'_>,
+        start: Start,
+    ) -> Result<Matched, Drop> {
+        let Moment { now, snapshot } = moment;
+        let Some(snat) = &snapshot.snat else { return Err(Drop::NoEgress) };
+        let ports = match draft.original.proto() {
+            proto::TCP => &snapshot.ports[0],
+            proto::UDP => &snapshot.ports[1],
+            _ => &snapshot.ports[2],
+        };
+        // A host's port that clashed cannot be kept.
+        let mode = if draft.origin == Origin::Host { RandomizeSnat::Prng } else { snat.randomize };
+        let (local, table) = (&mut self.local, &*self.table);
+        let attempt = |translated: FlowKey| {
+            let reply = translated.reversed();
+            if table.lookup(&reply, table.hash(&reply), now).is_some() {
+                return Attempt::Taken;
+            }
+            let new = draft.flow(translated, start, snapshot);
+            match insert(local, table, &new, draft.dir, now) {
+                Ok(matched) => Attempt::Settled(Ok(matched)),
+                Err(InsertError::ReplyExists) => Attempt::Taken,
+                Err(InsertError::Full) => Attempt::Settled(Err(Drop::TableFull)),
+                Err(_) => Attempt::Settled(Err(Drop::TableContended)),
+            }
+        };
+        let before = self.ports.scans();
+        let chosen =
+            self.ports.choose(now, &mut self.random, ports, mode, &draft.original, snat.address, attempt);
+        self.counters.add(Event::PortScans, self.ports.scans() - before);
+        let matched = chosen.unwrap_or(Err(Drop::PortsExhausted))?;
+        if matched.opened {
+            self.counters.add(Event::PortsTaken, 1);
+        }
+        Ok(matched)
+    }
+}
+
+impl Draft<'_> {
+    fn flow(&self, translated: FlowKey, start: Start, snapshot: &Snapshot) -> NewFlow {
+        NewFlow {
+            original: self.original,
+            translated,
+            origin: self.origin,
+            start,
+            egress: self.egress.map(|exit| exit.target().word()),
+            policy_generation: snapshot.policy.generation(),
+        }
+    }
+}
+
+/// Inserts a flow that a packet of direction `dir` opens; one that another worker inserted meanwhile is as good.
+fn insert(
+    local: &mut Local,
+    table: &FlowTable,
+    new: &NewFlow,
+    dir: Dir,
+    now: u64,
+) -> Result<Matched, InsertError> {
+    match local.insert(table, new, now) {
+        Ok(id) => Ok(Matched { id, dir, opened: true }),
+        Err(InsertError::ForwardExists(id, found)) => {
+            let dir = if dir == Dir::Forward { found } else { found.opposite() };
+            Ok(Matched { id, dir, opened: false })
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Decides what a packet without a flow leads to. VPC CNI's rules are in the branch of the pods.
+fn opening<'s>(snapshot: &'s Snapshot, ingress: Ingress, parsed: &Parsed) -> Opening<'s> {
+    match (ingress, snapshot.link(ingress.ifindex())) {
+        (Ingress::Pod(_), Some(Link::Pod(pod))) => from_pod(snapshot, pod, parsed),
+        (Ingress::ToPod(_), Some(Link::Pod(pod))) => from_kernel(pod, parsed),
+        (Ingress::Host(_), Some(Link::Eni(eni))) => from_host(snapshot, eni, parsed),
+        (Ingress::Eni(_), Some(Link::Eni(eni))) => from_wire(snapshot, eni, parsed),
+        _ => Opening::Refused(Drop::UnknownInterface),
+    }
+}
+
+fn from_pod<'s>(snapshot: &'s Snapshot, pod: &'s PodEntry, parsed: &Parsed) -> Opening<'s> {
+    let key = parsed.key;
+    if key.src() != pod.ip {
+        return Opening::Refused(Drop::Spoof);
+    }
+    if is_broadcast(key.dst()) || snapshot.is_local(key.dst()) {
+        return Opening::Stateless(Exit::KernelPod(pod), Ttl::Keep);
+    }
+    let stance = stance(parsed);
+    if let Some(peer) = snapshot.pod(key.dst()) {
+        if peer.ip == pod.ip {
+            return Opening::Refused(Drop::Hairpin);
+        }
+        return untranslated(key, stance, Origin::Pod, Exit::Pod(peer), Exit::Pod(pod));
+    }
+    match &snapshot.snat {
+        Some(snat) if snat.translates(key.dst()) => {
+            let Some(eni) = snapshot.egress(snat.address) else { return Opening::Refused(Drop::NoEgress) };
+            match (parsed.kind, stance) {
+                (Kind::Other(_), _) => Opening::Refused(Drop::UnsupportedProtocol),
+                (_, Stance::Opens) => Opening::Translated(Draft {
+                    original: key,
+                    origin: Origin::Pod,
+                    egress: [Exit::Eni(eni), Exit::Pod(pod)],
+                    dir: Dir::Forward,
+                }),
+                // Which port the connection had is not known, and its peer knows no other.
+                _ => Opening::Refused(Drop::NoFlow),
+            }
+        }
+        _ => match snapshot.egress(key.src()) {
+            Some(eni) => untranslated(key, stance, Origin::Pod, Exit::Eni(eni), Exit::Pod(pod)),
+            None => Opening::Refused(Drop::NoEgress),
+        },
+    }
+}
+
+/// What the kernel forwards into a pod after its own NAT: a client of a NodePort, a hostPort, a load balancer.
+fn from_kernel<'s>(pod: &'s PodEntry, parsed: &Parsed) -> Opening<'s> {
+    if parsed.key.dst() != pod.ip {
+        return Opening::Refused(Drop::PodUnreachable);
+    }
+    untranslated(parsed.key, stance(parsed), Origin::Kernel, Exit::Pod(pod), Exit::KernelPod(pod))
+}
+
+/// What the kernel sends from the node's address with a port that is ours.
+fn from_host<'s>(snapshot: &'s Snapshot, eni: &'s EniEntry, parsed: &Parsed) -> Opening<'s> {
+    if snapshot.snat.as_ref().is_none_or(|snat| snat.address != parsed.key.src()) {
+        return Opening::Refused(Drop::NotOurs);
+    }
+    let (out, back) = (Exit::Eni(eni), Exit::KernelEni(eni));
+    match stance(parsed) {
+        // The host answers with a reset, or with a reply to a packet that was handed to it: nothing to remember.
+        Stance::Stray => Opening::Stateless(out, Ttl::Keep),
+        _ => Opening::Plain(Draft {
+            original: parsed.key,
+            origin: Origin::Host,
+            egress: [out, back],
+            dir: Dir::Forward,
+        }),
+    }
+}
+
+fn from_wire<'s>(snapshot: &'s Snapshot, eni: &'s EniEntry, parsed: &Parsed) -> Opening<'s> {
+    let key = parsed.key;
+    if snapshot.pod(key.src()).is_some() {
+        return Opening::Refused(Drop::Spoof);
+    }
+    if let Some(pod) = snapshot.pod(key.dst()) {
+        // Replies leave by the ENI that owns the pod's address, whichever the packet came by.
+        let Some(own) = snapshot.egress(pod.ip) else { return Opening::Refused(Drop::NoEgress) };
+        return untranslated(key, stance(parsed), Origin::Wire, Exit::Pod(pod), Exit::Eni(own));
+    }
+    if snapshot.is_local(key.dst()) {
+        // Nobody's mapping: it may be the node's own, and the kernel knows.
+        return Opening::Stateless(Exit::KernelEni(eni), Ttl::Keep);
+    }
+    Opening::Refused(Drop::NotOurs)
+}
+
+/// A flow without translation. One that is under way already is picked up: after a restart neither end has done wrong.
+fn untranslated<'s>(
+    key: FlowKey,
+    stance: Stance,
+    origin: Origin,
+    out: Exit<'s>,
+    back: Exit<'s>,
+) -> Opening<'s> {
+    match stance {
+        // The other side opened it, so that what we see is its reply.
+        Stance::Answers if origin == Origin::Pod => Opening::Plain(Draft {
+            original: key.reversed(),
+            origin: Origin::Wire,
+            egress: [back, out],
+            dir: Dir::Reply,
+        }),
+        Stance::Opens | Stance::UnderWay | Stance::Answers => {
+            Opening::Plain(Draft { original: key, origin, egress: [out, back], dir: Dir::Forward })
+        }
+        Stance::Stray => Opening::Stateless(out, ttl_of(origin)),
+    }
+}
+
+/// What a packet without a flow says about the connection that it belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stance {
+    /// It opens one.
+    Opens,
+    /// It answers an opening.
+    Answers,
+    /// It belongs to one that is under way.
+    UnderWay,
+    /// It cannot make one: a reset, an echo reply.
+    Stray,
+}
+
+fn stance(parsed: &Parsed) -> Stance {
+    match parsed.kind {
+        Kind::Tcp { flags } if flags.rst() => Stance::Stray,
+        Kind::Tcp { flags } if flags.opens() => Stance::Opens,
+        Kind::Tcp { flags } if flags.syn() => Stance::Answers,
+        Kind::Tcp { .. } => Stance::UnderWay,
+        Kind::IcmpQuery { reply: true } => Stance::Stray,
+        _ => Stance::Opens,
+    }
+}
+
+/// Multicast (RFC 1112 §4) or limited broadcast: the kernel's.
+fn is_broadcast(address: u32) -> bool {
+    address >> 28 == 0xE || address == u32::MAX
+}
+
+/// A packet that opens a flow must be whole: a corrupt one could open a mapping that its sender never asked for. What the
+/// kernel has not summed yet it vouches for, and the sum of a fragment is nobody's to check here.
+fn checksum_holds<F: Frame>(packet: &Packet<F>, parsed: &Parsed) -> bool {
+    wire::l4_checksum(packet.frame.bytes(), parsed, packet.offload.partial) != wire::L4Checksum::Bad
+}
+
+/// Where the protocol of a new flow begins.
+fn start<F: Frame>(packet: &Packet<F>, parsed: &Parsed) -> Start {
+    match parsed.kind {
+        Kind::Udp => Start::Udp,
+        Kind::IcmpQuery { .. } => Start::Icmp,
+        _ => segment(packet.frame.bytes(), parsed).map_or(Start::Other, Start::Tcp),
+    }
+}

@@ -1,0 +1,436 @@
+//! One queue of one device as a [`Port`].
+#![allow(unsafe_code)]
+
+use std::os::fd::{AsRawFd, RawFd};
+
+use nix::errno::Errno;
+use nix::sys::socket::MsgFlags;
+use sluice_engine::{Drop as Reason, Frame, GsoKind, Ingress, Offload, Packet, Verdict};
+use xsk_rs::FrameDesc;
+
+use super::error::XskError;
+use super::frame::{MAX_PIECES, UmemFrame};
+use super::kernel::InKernel;
+use super::open::{ETHERNET, Queues, XskOptions, queues};
+use super::umem::{PIECE_CAPACITY, Umem};
+use crate::segment::{self, Cut};
+use crate::{IoFrame, Port, PortStats};
+
+/// Descriptors handled at once.
+const BATCH: usize = 64;
+/// Kicks without progress after which the rest waits for the next flush.
+const FUTILE_KICKS: u32 = 8;
+/// More descriptors follow for this packet (`XDP_PKT_CONTD`).
+const CONTINUED: u32 = 1;
+
+/// An AF_XDP socket on one queue of one device.
+pub struct XskPort {
+    // Dropped in this order: the socket closes, then its chunks come home, then the UMEM may go.
+    queues: Queues,
+    chain: Option<UmemFrame>,
+    kernel: InKernel,
+    fd: RawFd,
+    ifindex: u32,
+    options: XskOptions,
+    zero_copy: bool,
+    ring: usize,
+    scratch: Box<[FrameDesc; BATCH]>,
+    linear: Vec<u8>,
+    pending: Vec<FrameDesc>,
+    discarding: bool,
+    counters: Counters,
+}
+
+#[derive(Default)]
+struct Counters {
+    rx_packets: u64,
+    rx_bytes: u64,
+    rx_foreign: u64,
+    rx_chain_too_long: u64,
+    tx_packets: u64,
+    tx_bytes: u64,
+    tx_full: u64,
+    tx_error: u64,
+    tx_no_frame: u64,
+    tx_copied: u64,
+    segments: u64,
+    fragments: u64,
+    completions: u64,
+    sends: u64,
+    send_errors: u64,
+    rx_wakeups: u64,
+    fill_short: u64,
+}
+
+impl XskPort {
+    /// Opens and binds a socket on `queue` of `interface` (whose index is `ifindex`) and fills its fill ring. The caller
+    /// then puts [`Port::fd`] into the XSKMAP.
+    ///
+    /// The kernel applies the mode and multi-buffer of a UMEM's first socket to all that follow on it. The first socket
+    /// also stays bound until the UMEM itself is dropped, which is libxdp's doing.
+    ///
+    /// # Errors
+    /// [`XskError`], naming interface, queue, what the kernel said and what would help.
+    pub fn open(
+        umem: &Umem,
+        interface: &str,
+        ifindex: u32,
+        queue: u32,
+        options: &XskOptions,
+    ) -> Result<Self, XskError> {
+        let (queues, keep) = queues(umem, interface, queue, options)?;
+        let ring = umem.region().ring as usize;
+        let fd = queues.tx.fd().as_raw_fd();
+        let mut port = Self {
+            queues,
+            kernel: InKernel::new(umem, keep),
+            fd,
+            ifindex,
+            options: *options,
+            zero_copy: options.mode == super::Mode::ZeroCopy,
+            ring,
+            scratch: Box::new([FrameDesc::default(); BATCH]),
+            linear: Vec::with_capacity(65_536 + 256),
+            pending: Vec::with_capacity(ring),
+            chain: None,
+            discarding: false,
+            counters: Counters::default(),
+        };
+        port.refill();
+        Ok(port)
+    }
+
+    /// True if the device itself writes the UMEM.
+    #[must_use]
+    pub fn is_zero_copy(&self) -> bool {
+        self.zero_copy
+    }
+
+    /// Keeps the fill ring full: an empty one loses packets before anybody can count them by name.
+    fn refill(&mut self) {
+        let mut want = self.ring - self.kernel.fill;
+        while want > 0 {
+            let mut batch = 0;
+            while batch < want.min(BATCH) {
+                let Some(frame) = self.kernel.umem.empty() else { break };
+                let (pieces, _) = frame.into_pieces();
+                self.scratch[batch] = self.kernel.umem.region().descriptor(pieces[0]);
+                self.kernel.hand_over(pieces[0].index);
+                batch += 1;
+            }
+            if batch == 0 {
+                self.counters.fill_short += 1;
+                return;
+            }
+            // SAFETY: the chunks are of this UMEM and were just taken out of the program's hands.
+            let produced = unsafe { self.queues.fill.produce(&self.scratch[..batch]) };
+            debug_assert_eq!(produced, batch, "the fill ring has room for what it was accounted for");
+            self.kernel.fill += batch;
+            self.kernel.publish();
+            want -= batch;
+        }
+        if self.queues.fill.needs_wakeup() || self.options.busy_poll.is_some() {
+            self.counters.rx_wakeups += 1;
+            let _ = nix::sys::socket::recv(self.fd, &mut [], MsgFlags::MSG_DONTWAIT);
+        }
+    }
+
+    /// Takes back what the kernel has transmitted.
+    fn reap(&mut self) {
+        loop {
+            // SAFETY: the ring is this port's own and descriptors are only read from it.
+            let done = unsafe { self.queues.completion.consume(&mut self.scratch[..]) };
+            for i in 0..done {
+                if let Some(frame) = self.kernel.take_back(&self.scratch[i]) {
+                    self.kernel.tx -= 1;
+                    self.counters.completions += 1;
+                    drop(frame);
+                } else {
+                    self.counters.rx_foreign += 1;
+                }
+            }
+            if done < BATCH {
+                break;
+            }
+        }
+        self.kernel.publish();
+    }
+
+    /// Has the kernel transmit what is in the ring. A copy-mode `sendto` moves at most 32 descriptors (or the budget that
+    /// was set), and stops early when the device's queue is full, so it is repeated as long as it moves something.
+    fn kick(&mut self) {
+        let mut futile = 0;
+        while self.kernel.tx > 0 && self.queues.tx.needs_wakeup() {
+            let before = self.queues.tx.nb_free_exact();
+            if before as usize == self.ring {
+                break;
+            }
+            self.counters.sends += 1;
+            let result = nix::sys::socket::send(self.fd, &[], MsgFlags::MSG_DONTWAIT);
+            self.reap();
+            match result {
+                Ok(_) => break,
+                Err(Errno::EAGAIN | Errno::EBUSY | Errno::ENOBUFS) => {
+                    futile = if self.queues.tx.nb_free_exact() == before { futile + 1 } else { 0 };
+                    if futile > FUTILE_KICKS {
+                        break;
+                    }
+                }
+                Err(_) => {
+                    self.counters.send_errors += 1;
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Hands pending descriptors to the ring.
+    fn submit(&mut self) {
+        if self.pending.is_empty() {
+            return;
+        }
+        // SAFETY: `queue` put only chunks into `pending` that frames of this UMEM were taken apart for.
+        let produced = unsafe { self.queues.tx.produce(&self.pending) };
+        debug_assert_eq!(produced, self.pending.len(), "the tx ring has room for what it was accounted for");
+        self.pending.clear();
+    }
+
+    /// Room for `chunks` more descriptors, made by transmitting if need be.
+    fn room(&mut self, chunks: usize) -> bool {
+        // Descriptors count until completed, so that the completion ring always has room for them too.
+        if self.kernel.tx + chunks <= self.ring {
+            return true;
+        }
+        self.submit();
+        self.kick();
+        self.reap();
+        self.kernel.tx + chunks <= self.ring
+    }
+
+    /// Queues a frame whose bytes are final. There must be room.
+    fn queue(&mut self, frame: UmemFrame) {
+        self.counters.tx_packets += 1;
+        self.counters.tx_bytes += frame.len() as u64;
+        let (pieces, count) = frame.into_pieces();
+        for (i, piece) in pieces[..count].iter().enumerate() {
+            let mut desc = self.kernel.umem.region().descriptor(*piece);
+            desc.set_options(if i + 1 < count { CONTINUED } else { 0 });
+            self.kernel.hand_over(piece.index);
+            self.kernel.tx += 1;
+            self.pending.push(desc);
+        }
+        self.kernel.publish();
+    }
+
+    /// Makes UMEM frames of one frame, cut as `cut` says, and queues them all or none.
+    fn transmit_cut(&mut self, bytes: &[u8], cut: &Cut) -> Result<(), Reason> {
+        let largest = cut.largest();
+        let chunks = cut.count() * largest.div_ceil(PIECE_CAPACITY);
+        if largest > PIECE_CAPACITY && !self.options.multi_buffer
+            || largest.div_ceil(PIECE_CAPACITY) > MAX_PIECES
+            || chunks > self.ring
+        {
+            return Err(Reason::TxError);
+        }
+        if !self.room(chunks) {
+            return Err(Reason::TxFull);
+        }
+        if self.kernel.umem.region().free() < chunks {
+            self.reap();
+            if self.kernel.umem.region().free() < chunks {
+                return Err(Reason::NoFrame);
+            }
+        }
+        for index in 0..cut.count() {
+            // Another worker may have emptied the pool since; then the rest of a super-packet is lost, as on a wire.
+            let Some(mut frame) = self.kernel.umem.empty() else { return Err(Reason::NoFrame) };
+            if cut.piece_len(index) <= PIECE_CAPACITY {
+                frame.resize(cut.piece_len(index));
+                cut.write(bytes, index, frame.bytes_mut());
+            } else {
+                let mut whole = std::mem::take(&mut self.linear);
+                whole.resize(cut.piece_len(index), 0);
+                cut.write(bytes, index, &mut whole);
+                let chained = chain(&self.kernel.umem, frame, &whole);
+                self.linear = whole;
+                frame = chained.ok_or(Reason::NoFrame)?;
+            }
+            self.queue(frame);
+        }
+        self.counters.tx_copied += 1;
+        match cut.kind() {
+            segment::Kind::Whole => {}
+            segment::Kind::Tcp | segment::Kind::Udp => self.counters.segments += cut.count() as u64,
+            segment::Kind::Fragments => self.counters.fragments += cut.count() as u64,
+        }
+        Ok(())
+    }
+
+    fn transmit(&mut self, mut frame: IoFrame, offload: Offload) -> Result<(), (IoFrame, Reason)> {
+        let mtu = self.options.mtu as usize;
+        let whole = offload.gso == GsoKind::None && frame.len() <= ETHERNET + mtu;
+        if whole && let IoFrame::Umem(mut umem_frame) = frame {
+            if umem_frame.is_of(&self.kernel.umem)
+                && (umem_frame.chunks() == 1 || self.options.multi_buffer)
+                && umem_frame.straighten()
+                && !offload.partial
+            {
+                if !self.room(umem_frame.chunks()) {
+                    return Err((IoFrame::Umem(umem_frame), Reason::TxFull));
+                }
+                self.queue(umem_frame);
+                return Ok(());
+            }
+            frame = IoFrame::Umem(umem_frame);
+        }
+        let mut gathered = Vec::new();
+        let bytes = if frame.bytes().len() == frame.len() {
+            frame.bytes()
+        } else {
+            // A chain that has to be cut or copied: rare enough (jumbo in, small MTU out) to gather it.
+            frame.copy_to(&mut gathered);
+            &gathered[..]
+        };
+        let sent = Cut::plan(bytes, offload, mtu).and_then(|cut| self.transmit_cut(bytes, &cut));
+        sent.map_err(|reason| (frame, reason))
+    }
+}
+
+impl Port for XskPort {
+    fn receive(&mut self, budget: usize, into: &mut Vec<Packet<IoFrame>>) -> usize {
+        self.reap();
+        self.refill();
+        let before = into.len();
+        while into.len() - before < budget {
+            let want = BATCH.min(budget - (into.len() - before));
+            // SAFETY: the ring is this port's own and descriptors are only read from it.
+            let got = unsafe { self.queues.rx.consume(&mut self.scratch[..want]) };
+            for i in 0..got {
+                let desc = self.scratch[i];
+                let Some(frame) = self.kernel.take_back(&desc) else {
+                    self.counters.rx_foreign += 1;
+                    continue;
+                };
+                self.kernel.fill -= 1;
+                if let Some(frame) = self.assemble(frame, &desc) {
+                    self.counters.rx_packets += 1;
+                    self.counters.rx_bytes += frame.len() as u64;
+                    into.push(Packet {
+                        frame: IoFrame::Umem(frame),
+                        ingress: Ingress::Eni(self.ifindex),
+                        offload: Offload::default(),
+                    });
+                }
+            }
+            if got < want {
+                break;
+            }
+            self.refill();
+        }
+        self.kernel.publish();
+        into.len() - before
+    }
+
+    fn send(&mut self, frame: IoFrame, verdict: Verdict, offload: Offload) -> Result<(), (IoFrame, Reason)> {
+        if verdict != (Verdict::Eni { ifindex: self.ifindex }) {
+            self.counters.tx_error += 1;
+            return Err((frame, Reason::TxError));
+        }
+        self.transmit(frame, offload).inspect_err(|(_, reason)| match reason {
+            Reason::TxFull => self.counters.tx_full += 1,
+            Reason::NoFrame => self.counters.tx_no_frame += 1,
+            _ => self.counters.tx_error += 1,
+        })
+    }
+
+    fn flush(&mut self) {
+        self.submit();
+        self.kick();
+        self.reap();
+    }
+
+    fn fd(&self) -> Option<RawFd> {
+        Some(self.fd)
+    }
+
+    fn stats(&self) -> PortStats {
+        let c = &self.counters;
+        let mut stats: PortStats = [
+            ("rx_packets", c.rx_packets),
+            ("rx_bytes", c.rx_bytes),
+            ("rx_foreign_descs", c.rx_foreign),
+            ("rx_chain_too_long", c.rx_chain_too_long),
+            ("rx_wakeups", c.rx_wakeups),
+            ("rx_fill_short", c.fill_short),
+            ("tx_packets", c.tx_packets),
+            ("tx_bytes", c.tx_bytes),
+            ("tx_completions", c.completions),
+            ("tx_copied", c.tx_copied),
+            ("tx_segments", c.segments),
+            ("tx_fragments", c.fragments),
+            ("tx_full", c.tx_full),
+            ("tx_error", c.tx_error),
+            ("tx_no_frame", c.tx_no_frame),
+            ("sends", c.sends),
+            ("send_errors", c.send_errors),
+        ]
+        .into_iter()
+        .collect();
+        if let Ok(kernel) = self.queues.tx.fd().xdp_statistics() {
+            stats.push("rx_dropped", kernel.rx_dropped());
+            stats.push("rx_invalid_descs", kernel.rx_invalid_descs());
+            stats.push("tx_invalid_descs", kernel.tx_invalid_descs());
+            stats.push("rx_ring_full", kernel.rx_ring_full());
+            stats.push("rx_fill_ring_empty_descs", kernel.rx_fill_ring_empty_descs());
+            stats.push("tx_ring_empty_descs", kernel.tx_ring_empty_descs());
+        }
+        stats
+    }
+}
+
+impl XskPort {
+    /// Joins the pieces of a multi-buffer packet; a packet of one piece passes through.
+    fn assemble(&mut self, frame: UmemFrame, desc: &FrameDesc) -> Option<UmemFrame> {
+        let continued = desc.has_more_frames();
+        if self.discarding {
+            self.discarding = continued;
+            return None;
+        }
+        let joined = match self.chain.take() {
+            None => frame,
+            Some(mut head) => {
+                if head.chunks() == MAX_PIECES {
+                    self.counters.rx_chain_too_long += 1;
+                    self.discarding = continued;
+                    return None;
+                }
+                let (pieces, _) = frame.into_pieces();
+                let appended = head.append(pieces[0]);
+                debug_assert!(appended, "a chain below its maximum takes one more");
+                head
+            }
+        };
+        if continued {
+            self.chain = Some(joined);
+            return None;
+        }
+        Some(joined)
+    }
+}
+
+/// A chain that holds `bytes`, its first chunk being `head`; `None` when the pool is empty.
+fn chain(umem: &Umem, mut head: UmemFrame, bytes: &[u8]) -> Option<UmemFrame> {
+    let mut pieces = bytes.chunks(PIECE_CAPACITY);
+    let first = pieces.next()?;
+    head.resize(first.len());
+    head.bytes_mut().copy_from_slice(first);
+    for piece in pieces {
+        let mut more = umem.empty()?;
+        more.resize(piece.len());
+        more.bytes_mut().copy_from_slice(piece);
+        let (parts, _) = more.into_pieces();
+        let appended = head.append(parts[0]);
+        debug_assert!(appended, "the caller checked the length of the chain");
+    }
+    Some(head)
+}
