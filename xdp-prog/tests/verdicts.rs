@@ -33,6 +33,9 @@ const PEER: [u8; 6] = [0x0e, 0, 0, 0, 0, 2];
 const OURS: [u16; 7] = [0, 63, 64, 1024, 29_999, 61_000, 65_535];
 const NOT_OURS: [u16; 8] = [1, 62, 65, 1023, 1025, 30_000, 60_999, 65_534];
 
+/// A program, a frame that it diverts, with which context, and the counter: prefix and rest.
+type Diversion<'a> = (Program, Vec<u8>, &'a [u8], &'a str, &'a str);
+
 struct Bench {
     programs: Programs,
 }
@@ -521,7 +524,7 @@ fn into_a_pod_the_nodes_own_passes_and_what_is_forwarded_is_the_engines() {
 fn without_a_trunk_or_a_living_engine_tc_fails_closed_unless_the_operator_chose_otherwise() {
     let bench = Bench::pod();
     let forwarded = skb(0, LO);
-    let cases: [(Program, Vec<u8>, &[u8], &str, &str); 4] = [
+    let cases: [Diversion; 4] = [
         (Program::FromPod, Ip::new(POD, OUTSIDE, TCP, ports(TCP, 1, 2)).frame(), &[], "from_pod", "redirect"),
         (
             Program::ToPod,
