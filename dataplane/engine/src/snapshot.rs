@@ -103,6 +103,57 @@ pub enum Link<'a> {
     Eni(&'a EniEntry),
 }
 
+/// What leaving by an interface takes, in one cache line: for packets of known flows.
+#[derive(Debug, Clone, Copy)]
+#[repr(align(64))]
+pub(crate) struct Hop {
+    /// Destination and source Ethernet address.
+    pub(crate) ethernet: [u8; 12],
+    pub(crate) kind: HopKind,
+    /// Largest IP packet, in bytes.
+    pub(crate) mtu: u32,
+    /// The pod's address.
+    pub(crate) ip: u32,
+    /// Destinations whose next hop is another one than the gateway: the ENI's subnet; all, while the gateway is not known;
+    /// none for a pod.
+    net: u32,
+    mask: u32,
+}
+
+/// What a [`Hop`] leads to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum HopKind {
+    None,
+    Pod,
+    Eni,
+}
+
+impl Hop {
+    const NONE: Self = Self { ethernet: [0; 12], kind: HopKind::None, mtu: 0, ip: 0, net: 0, mask: 0 };
+
+    /// Whether a packet to `destination` leaves with [`Hop::ethernet`] as it stands.
+    #[inline]
+    pub(crate) const fn is_plain(&self, destination: u32) -> bool {
+        destination & self.mask != self.net
+    }
+
+    fn pod(pod: &PodEntry) -> Self {
+        let ethernet = joined(pod.mac, pod.host_mac);
+        // No address masked by zero is one.
+        Self { ethernet, kind: HopKind::Pod, mtu: pod.mtu, ip: pod.ip, net: 1, mask: 0 }
+    }
+
+    fn eni(eni: &EniEntry) -> Self {
+        let ethernet = joined(eni.gateway_mac.unwrap_or_default(), eni.mac);
+        let (net, mask) = if eni.gateway_mac.is_some() { eni.subnet } else { (0, 0) };
+        Self { ethernet, kind: HopKind::Eni, mtu: eni.mtu, ip: eni.address, net, mask }
+    }
+}
+
+fn joined(dst: [u8; 6], src: [u8; 6]) -> [u8; 12] {
+    std::array::from_fn(|i| if i < 6 { dst[i] } else { src[i - 6] })
+}
+
 /// Why a next hop cannot be given yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Unresolved {
@@ -137,6 +188,7 @@ pub struct Snapshot {
     enis: Vec<EniEntry>,
     pods: Vec<PodEntry>,
     links: Vec<LinkIndex>,
+    hops: Vec<Hop>,
     pod_by_ip: Map<u32, u32>,
     local: Map<u32, ()>,
     neighbours: Map<u64, [u8; 6]>,
@@ -272,19 +324,16 @@ impl Snapshot {
         }
 
         let pods = compile_pods(state, host, &mut warnings);
-        let mut links = Vec::new();
-        let mut claim = |ifindex: u32, link| {
-            let at = ifindex as usize;
-            if links.len() <= at {
-                links.resize(at + 1, LinkIndex::None);
-            }
-            links[at] = link;
-        };
+        let highest = enis.iter().map(|e| e.ifindex).chain(pods.iter().map(|p| p.ifindex)).max().unwrap_or(0);
+        let mut links = vec![LinkIndex::None; highest as usize + 1];
+        let mut hops = vec![Hop::NONE; highest as usize + 1];
         for (i, eni) in (0u32..).zip(&enis) {
-            claim(eni.ifindex, LinkIndex::Eni(i));
+            links[eni.ifindex as usize] = LinkIndex::Eni(i);
+            hops[eni.ifindex as usize] = Hop::eni(eni);
         }
         for (i, pod) in (0u32..).zip(&pods) {
-            claim(pod.ifindex, LinkIndex::Pod(i));
+            links[pod.ifindex as usize] = LinkIndex::Pod(i);
+            hops[pod.ifindex as usize] = Hop::pod(pod);
         }
         let local = host
             .local
@@ -309,6 +358,7 @@ impl Snapshot {
             enis,
             pods,
             links,
+            hops,
         };
         Ok((snapshot, warnings))
     }
@@ -322,6 +372,12 @@ impl Snapshot {
             LinkIndex::Pod(i) => Some(Link::Pod(&self.pods[*i as usize])),
             LinkIndex::Eni(i) => Some(Link::Eni(&self.enis[*i as usize])),
         }
+    }
+
+    /// What leaving by an interface takes.
+    #[inline]
+    pub(crate) fn hop(&self, ifindex: u32) -> &Hop {
+        self.hops.get(ifindex as usize).unwrap_or(&Hop::NONE)
     }
 
     /// The local pod with an address.

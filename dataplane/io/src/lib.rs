@@ -12,10 +12,14 @@
 //! ```
 #![deny(unsafe_code)]
 
+pub mod fault;
 pub mod frame;
+pub mod pcap;
+pub mod poll;
 pub mod port;
 pub mod segment;
 pub mod sim;
+mod sys;
 pub mod trunk;
 pub mod xsk;
 

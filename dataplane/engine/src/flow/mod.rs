@@ -29,7 +29,7 @@ mod insert;
 mod key;
 mod local;
 mod phase;
-mod prefetch;
+pub(crate) mod prefetch;
 mod reclaim;
 mod slot;
 mod sync;

@@ -2,7 +2,7 @@
 
 /// Brings the line that `target` begins in into the first-level cache, some time.
 #[inline(always)]
-pub(super) fn read<T>(target: &T) {
+pub(crate) fn read<T>(target: &T) {
     #[cfg(all(target_arch = "x86_64", not(loom)))]
     {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};

@@ -189,10 +189,48 @@ impl FlowTable {
     #[must_use]
     pub fn candidate(&self, hash: u64) -> Option<(FlowId, Dir)> {
         let tag = tag_of(hash);
-        self.buckets[hash as usize & self.mask].0.iter().find_map(|word| {
-            let word = Word(word.load(Ordering::Relaxed));
-            (word.tag() == tag).then(|| (FlowId(word.index()), word.dir()))
-        })
+        let bucket = &self.buckets[hash as usize & self.mask].0;
+        // All words, without a branch: which one it is cannot be predicted, and a wrong guess costs more than eight looks.
+        let mut matching = 0u32;
+        for (i, word) in bucket.iter().enumerate() {
+            matching |= u32::from(Word(word.load(Ordering::Relaxed)).tag() == tag) << i;
+        }
+        let at = matching.trailing_zeros() as usize;
+        let word = Word(bucket.get(at)?.load(Ordering::Acquire));
+        (word.tag() == tag).then(|| (FlowId(word.index()), word.dir()))
+    }
+
+    /// [`FlowTable::lookup`] that looks first at what [`FlowTable::candidate`] gave for the key's hash in the same step.
+    #[inline]
+    #[must_use]
+    pub fn lookup_with(
+        &self,
+        candidate: Option<(FlowId, Dir)>,
+        key: &FlowKey,
+        hash: u64,
+        now: u64,
+    ) -> Option<(FlowId, Dir)> {
+        if candidate.is_some_and(|candidate| self.confirm(candidate, key, now).is_some()) {
+            return candidate;
+        }
+        self.lookup_slowly(key, hash, now)
+    }
+
+    /// What [`FlowTable::candidate`] gave, if it is the flow that packets with `key` belong to, live and not expired.
+    #[inline]
+    #[must_use]
+    pub fn confirm(&self, (id, dir): (FlowId, Dir), key: &FlowKey, now: u64) -> Option<Flow<'_>> {
+        let slot = self.slot(id.0);
+        let state = slot.load_state();
+        let confirmed =
+            slot.has_key(dir, key.words()) && state.is_live() && self.is_fresh(slot, state, dir, now);
+        confirmed.then(|| Flow::new(slot))
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn lookup_slowly(&self, key: &FlowKey, hash: u64, now: u64) -> Option<(FlowId, Dir)> {
+        self.lookup(key, hash, now)
     }
 
     /// Fetches what a packet of `dir` of this flow reads and writes.
@@ -226,7 +264,13 @@ impl FlowTable {
     /// [`FlowTable::datagram`].
     #[inline]
     pub fn touch(&self, id: FlowId, dir: Dir, now: u64, bytes: u64) {
-        let slot = self.slot(id.0);
+        self.touch_flow(self.flow(id), dir, now, bytes);
+    }
+
+    /// [`FlowTable::touch`] of a flow at hand.
+    #[inline(always)]
+    pub(crate) fn touch_flow(&self, flow: Flow<'_>, dir: Dir, now: u64, bytes: u64) {
+        let slot = flow.slot();
         let meter = slot.meter(dir);
         if dir == Dir::Forward
             || self.inbound_refresh.load(Ordering::Relaxed) != 0
@@ -240,8 +284,14 @@ impl FlowTable {
     /// Moves the state of a flow that is not TCP for a packet of `dir`.
     #[inline]
     pub fn datagram(&self, id: FlowId, dir: Dir) {
+        self.datagram_of(self.flow(id), dir);
+    }
+
+    /// [`FlowTable::datagram`] of a flow at hand.
+    #[inline(always)]
+    pub(crate) fn datagram_of(&self, flow: Flow<'_>, dir: Dir) {
         if dir == Dir::Reply {
-            let slot = self.slot(id.0);
+            let slot = flow.slot();
             let state = slot.load_state();
             if !state.is(REPLIED) {
                 replied(slot, state);

@@ -10,6 +10,7 @@ use super::phase::{FIN, FIN_ACKED, Phase, REPLIED, SYN, SYN_ACKED, State};
 use super::slot::{Meter, Slot};
 use super::sync::Ordering;
 use super::table::{Dir, FlowId, FlowTable};
+use super::view::Flow;
 
 /// What the tracker needs of a segment. Its flags are those of a sane one: the caller has dropped SYN+FIN and the like.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -83,7 +84,13 @@ impl FlowTable {
     /// the first one of a reopened connection.
     #[inline]
     pub fn tcp(&self, id: FlowId, dir: Dir, now: u64, segment: &TcpSegment) -> TcpVerdict {
-        let slot = self.slot(id.0);
+        self.tcp_of(self.flow(id), dir, now, segment)
+    }
+
+    /// [`FlowTable::tcp`] of a flow at hand.
+    #[inline(always)]
+    pub(crate) fn tcp_of(&self, flow: Flow<'_>, dir: Dir, now: u64, segment: &TcpSegment) -> TcpVerdict {
+        let slot = flow.slot();
         let state = slot.load_state();
         if state.phase_index() == Phase::Established as usize
             && !segment.has(TcpSegment::SYN | TcpSegment::FIN | TcpSegment::RST)

@@ -20,6 +20,11 @@ impl<'a> Flow<'a> {
         Self { slot }
     }
 
+    #[inline]
+    pub(super) const fn slot(&self) -> &'a Slot {
+        self.slot
+    }
+
     /// Key of the packets that opened it, as they came in.
     #[inline]
     #[must_use]

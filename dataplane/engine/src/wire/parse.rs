@@ -30,6 +30,76 @@ pub mod proto {
 /// The reason to drop it: `NotIpv4`, `Truncated`, `BadIpHeader`, `BadIpChecksum`, `TcpFlags` or `FragmentTiny`.
 #[inline]
 pub fn parse(bytes: &[u8], frame_len: usize) -> Result<Parsed, Drop> {
+    match common(bytes, frame_len) {
+        Some(parsed) => Ok(parsed),
+        None => parse_any(bytes, frame_len),
+    }
+}
+
+/// Bytes up to the end of the shortest L4 header.
+const COMMON_LEN: usize = ETHERNET_LEN + 20 + 8;
+
+/// The tier that nearly every packet is served by: TCP or UDP, no IP options, no fragment, nothing wrong. It reads whole
+/// words and branches as little as it can; whatever it does not take is for [`parse_any`] to read or to refuse, which
+/// agrees with it on all that it takes (a property test holds them together).
+#[inline(always)]
+fn common(bytes: &[u8], frame_len: usize) -> Option<Parsed> {
+    let head = bytes.first_chunk::<COMMON_LEN>()?;
+    let [front, middle, addresses] = [be64(head, 12), u64::from(be32(head, 20)), be64(head, 26)];
+    let (total_len, id) = ((front >> 16) as u16, front as u16);
+    let (fragment, ttl, protocol) = ((middle >> 16) as u16, (middle >> 8) as u8, middle as u8);
+    let end = ETHERNET_LEN + usize::from(total_len);
+    let sum = ne32(head, 14) + ne32(head, 18) + ne32(head, 22) + ne32(head, 26) + ne32(head, 30);
+    let plain = (front >> 40 == 0x0008_0045)
+        & (fragment & 0x3FFF == 0)
+        & (total_len >= 28)
+        & (end <= frame_len)
+        & (checksum::fold(sum) == 0xFFFF)
+        & usable_source((addresses >> 32) as u32);
+    if !plain {
+        return None;
+    }
+    let (kind, l4_header_len) = if protocol == proto::UDP {
+        let len = u16::from_be_bytes([head[38], head[39]]);
+        if len < 8 || len > total_len - 20 {
+            return None;
+        }
+        (Kind::Udp, 8)
+    } else if protocol == proto::TCP {
+        let [offset, flags] = *bytes.get(46..48)?.first_chunk::<2>()?;
+        let header_len = (offset >> 4) * 4;
+        let flags = TcpFlags(flags);
+        if header_len < 20 || 34 + usize::from(header_len) > end.min(bytes.len()) || !flags.valid() {
+            return None;
+        }
+        (Kind::Tcp { flags }, header_len)
+    } else {
+        return None;
+    };
+    let ports = u64::from(be32(head, 34)) << 32 | u64::from(protocol);
+    let key = FlowKey::from_words([addresses, ports]);
+    Some(Parsed { key, kind, ttl, header_len: 20, l4_header_len, total_len, id, fragment })
+}
+
+#[inline(always)]
+fn be64(head: &[u8; COMMON_LEN], at: usize) -> u64 {
+    u64::from(be32(head, at)) << 32 | u64::from(be32(head, at + 4))
+}
+
+#[inline(always)]
+fn be32(head: &[u8; COMMON_LEN], at: usize) -> u32 {
+    u32::from_be_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]])
+}
+
+/// In the machine's order, for sums: whether they come to 0xFFFF does not depend on it (RFC 1071 §2B).
+#[inline(always)]
+fn ne32(head: &[u8; COMMON_LEN], at: usize) -> u64 {
+    u64::from(u32::from_ne_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]))
+}
+
+/// Reads or refuses any frame.
+#[inline(never)]
+fn parse_any(bytes: &[u8], frame_len: usize) -> Result<Parsed, Drop> {
     let Some((head, _)) = bytes.split_first_chunk::<{ ETHERNET_LEN + 20 }>() else {
         return Err(short(bytes));
     };
@@ -420,4 +490,39 @@ pub struct TcpHeader {
     pub ack: u32,
     /// Window as it stands there, not scaled.
     pub window: u16,
+}
+
+#[cfg(test)]
+mod parity {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::{common, parse_any};
+    use crate::testing::{tcp, udp};
+
+    proptest! {
+        #[test]
+        fn the_common_tier_agrees_with_the_full_parser(
+            is_tcp: bool,
+            payload in vec(any::<u8>(), 0..40),
+            damage in vec((0usize..80, any::<u8>()), 0..3),
+            cut in 0usize..30,
+        ) {
+            let (from, to) = ("10.0.1.10:40000", "203.0.113.9:80");
+            let mut frame = if is_tcp {
+                tcp(from, to).flags("PA").payload(&payload).build()
+            } else {
+                udp(from, to).payload(&payload).build()
+            };
+            for (at, value) in damage {
+                if let Some(byte) = frame.get_mut(at) {
+                    *byte = value;
+                }
+            }
+            let held = frame.len().saturating_sub(cut);
+            if let Some(parsed) = common(&frame[..held], frame.len()) {
+                prop_assert_eq!(parse_any(&frame[..held], frame.len()), Ok(parsed));
+            }
+        }
+    }
 }

@@ -61,7 +61,7 @@ pub enum Ttl {
 /// `partial` is the frame's [`Offload::partial`](crate::Offload::partial): the L4 field then holds the pseudo header's sum
 /// and changes by the addresses only. Later fragments have no L4 header and get addresses only; an ICMP packet that is no
 /// query likewise (an error's quotation is the business of [`icmp`](super::icmp)). A checksum that was wrong stays wrong.
-#[inline]
+#[inline(always)]
 pub fn apply(bytes: &mut [u8], parsed: &Parsed, rewrite: &Rewrite, ttl: Ttl, partial: bool) {
     let Some(ip) = bytes.get_mut(ETHERNET_LEN..).and_then(|b| b.first_chunk_mut::<20>()) else { return };
     // TTL and protocol are one 16-bit word of the header.

@@ -13,6 +13,7 @@
 //! does its frame move: to the output, or into a waiting room.
 
 mod errors;
+mod fast;
 mod finish;
 mod forward;
 mod open;
@@ -32,10 +33,13 @@ use crate::random::Random;
 use crate::snapshot::Snapshot;
 use crate::trace::Trace;
 use crate::verdict::{Drop, Verdict};
-use crate::wire::{self, Kind, Parsed, Report, Ttl};
+use crate::wire::{self, ETHERNET_LEN, Kind, Parsed, Report, Ttl};
 
 /// How often a worker that sees no packet ages its flows, in nanoseconds.
 const AGEING_NS: u64 = 250_000_000;
+
+/// How many packets ahead headers are fetched.
+const AHEAD: usize = 8;
 
 /// The largest batch that a worker is meant for. More work in one step, prefetched less well.
 pub const BATCH: usize = 64;
@@ -79,6 +83,9 @@ pub struct Worker<F> {
     icmp: IcmpBudget,
     staged: Vec<Staged>,
     last_step: u64,
+    /// Tests switch the fast tier off to compare.
+    #[cfg(test)]
+    general_only: bool,
 }
 
 /// A packet after the first stage.
@@ -86,6 +93,7 @@ pub struct Worker<F> {
 struct Staged {
     parsed: Result<Parsed, Drop>,
     hash: u64,
+    candidate: Option<(FlowId, Dir)>,
 }
 
 /// The moment that a step works at.
@@ -143,6 +151,8 @@ impl<F: Frame> Worker<F> {
             icmp: IcmpBudget::default(),
             staged: Vec::with_capacity(2 * BATCH),
             last_step: 0,
+            #[cfg(test)]
+            general_only: false,
             setup,
             table,
         })
@@ -164,6 +174,7 @@ impl<F: Frame> Worker<F> {
     ///
     /// `now` never goes back. Call it with an empty input at [`Worker::next_timer`], too: flows age and waiting packets
     /// come due here.
+    #[inline(never)]
     pub fn step<T: Trace>(
         &mut self,
         now: u64,
@@ -191,7 +202,11 @@ impl<F: Frame> Worker<F> {
             }
             match &stage.parsed {
                 Ok(parsed) => {
-                    let end = self.packet(moment, &mut packet, parsed, stage.hash);
+                    if let Some((verdict, matched)) = self.fast(moment, &mut packet, parsed, stage) {
+                        self.end(now, &mut sinks, packet, Some(slot), Some(matched), verdict);
+                        continue;
+                    }
+                    let end = self.packet(moment, &mut packet, parsed, stage);
                     self.finish(moment, &mut sinks, packet, parsed, slot, end);
                 }
                 Err(reason) => {
@@ -237,7 +252,13 @@ impl<F: Frame> Worker<F> {
 
     fn stage(&self, input: &[Packet<F>], staged: &mut Vec<Staged>) {
         let mut bytes = 0;
-        for packet in input {
+        for packet in input.iter().take(AHEAD) {
+            fetch(packet);
+        }
+        for (i, packet) in input.iter().enumerate() {
+            if let Some(later) = input.get(i + AHEAD) {
+                fetch(later);
+            }
             let parsed = wire::parse(packet.frame.bytes(), packet.frame.len());
             let hash = match &parsed {
                 Ok(parsed) => self.table.hash(&parsed.key),
@@ -245,10 +266,11 @@ impl<F: Frame> Worker<F> {
             };
             self.table.prefetch(hash);
             bytes += packet.frame.len() as u64;
-            staged.push(Staged { parsed, hash });
+            staged.push(Staged { parsed, hash, candidate: None });
         }
-        for stage in &*staged {
-            if let Some((id, dir)) = self.table.candidate(stage.hash) {
+        for stage in staged {
+            stage.candidate = self.table.candidate(stage.hash);
+            if let Some((id, dir)) = stage.candidate {
                 self.table.prefetch_flow(id, dir);
             }
         }
@@ -257,7 +279,7 @@ impl<F: Frame> Worker<F> {
     }
 
     #[inline]
-    fn packet(&mut self, moment: Moment<'_>, packet: &mut Packet<F>, parsed: &Parsed, hash: u64) -> End {
+    fn packet(&mut self, moment: Moment<'_>, packet: &mut Packet<F>, parsed: &Parsed, stage: &Staged) -> End {
         match parsed.kind {
             Kind::Tcp { .. } | Kind::Udp | Kind::Other(_) => {}
             Kind::IcmpQuery { reply } => {
@@ -269,7 +291,8 @@ impl<F: Frame> Worker<F> {
             Kind::IcmpOther => return End::drop(Drop::IcmpType),
             Kind::LaterFragment => return End::drop(Drop::FragmentQueueFull),
         }
-        if let Some((id, dir)) = self.table.lookup(&parsed.key, hash, moment.now) {
+        let found = self.table.lookup_with(stage.candidate, &parsed.key, stage.hash, moment.now);
+        if let Some((id, dir)) = found {
             self.known(moment, packet, parsed, Matched { id, dir, opened: false })
         } else {
             self.open(moment, packet, parsed)
@@ -383,6 +406,14 @@ impl<F: Frame> Worker<F> {
         self.local.remove(&self.table, matched.id);
         self.counters.add(Event::FlowsOrphaned, 1);
         self.open(moment, packet, parsed)
+    }
+}
+
+/// Fetches a packet's headers.
+#[inline]
+fn fetch<F: Frame>(packet: &Packet<F>) {
+    if let Some(first) = packet.frame.bytes().get(ETHERNET_LEN) {
+        crate::flow::prefetch::read(first);
     }
 }
 

@@ -219,3 +219,70 @@ fn the_last_hop_is_told_to_the_sender() {
     let totals = world.worker.counters.totals();
     assert_eq!((totals.dropped(Drop::TtlExceeded), totals.event(Event::Generated)), (1, 1));
 }
+
+/// One packet of a random conversation.
+#[derive(Debug, Clone)]
+struct Move {
+    pod: bool,
+    inside: bool,
+    reply: bool,
+    tcp: Option<&'static str>,
+    ttl: u8,
+    payload: usize,
+    partial: bool,
+    pause: u64,
+}
+
+fn moves() -> impl proptest::strategy::Strategy<Value = Vec<Move>> {
+    use proptest::prelude::*;
+    let tcp = proptest::option::of(proptest::sample::select(vec!["S", "SA", "A", "PA", "FA", "R", "RA"]));
+    let one = (any::<(bool, bool, bool, bool)>(), tcp, 0u8..4, 0usize..1600, 0u64..40).prop_map(
+        |((pod, inside, reply, partial), tcp, ttl, payload, pause)| {
+            let ttl = if ttl == 0 { 1 } else { 64 };
+            Move { pod, inside, reply, tcp, ttl, payload, partial, pause }
+        },
+    );
+    proptest::collection::vec(one, 1..60)
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn the_fast_tier_does_what_the_general_path_does(moves in moves()) {
+        let (mut fast, mut general) = (World::new(), World::new());
+        general.worker.general_only = true;
+        let mut translated = 1024;
+        for m in moves {
+            let (pod, ip, ifindex) = if m.pod { ("10.0.1.10:4000", ENI0, POD_A) } else { ("10.0.2.20:4000", ENI1, POD_C) };
+            let far = if m.inside { "10.0.77.7:80" } else { "203.0.113.9:80" };
+            let near = if m.inside { pod.to_owned() } else { format!("10.0.9.5:{translated}") };
+            let (from, to) = if m.reply { (far, near.as_str()) } else { (pod, far) };
+            let ingress = match (m.reply, m.inside) {
+                (true, true) => Ingress::Eni(ip),
+                (true, false) => Ingress::Eni(ENI0),
+                (false, _) => Ingress::Pod(ifindex),
+            };
+            let builder = match m.tcp {
+                Some(flags) => tcp(from, to).flags(flags),
+                None => udp(from, to),
+            };
+            let builder = builder.payload(&vec![7; m.payload]).ttl(m.ttl);
+            let (frame, offload) =
+                if m.partial { builder.build_partial() } else { (builder.build(), Offload::default()) };
+            let mut results = Vec::new();
+            for world in [&mut fast, &mut general] {
+                world.now += m.pause * 1_000_000_000;
+                let mut out = Vec::new();
+                let mut input = vec![Packet { frame: frame.clone(), ingress, offload }];
+                world.worker.step(world.now, &world.snapshot, &mut input, &mut out, &mut NoTrace);
+                let seen = out.into_iter().map(|o| (o.verdict, o.frame, o.offload)).collect::<Vec<_>>();
+                results.push((seen, world.worker.counters.totals(), world.worker.table.live()));
+            }
+            proptest::prop_assert_eq!(&results[0], &results[1]);
+            if let (false, false, Some((Verdict::Eni { .. }, frame, _))) = (m.reply, m.inside, results[0].0.first()) {
+                translated = read(frame).key.sport();
+            }
+        }
+    }
+}

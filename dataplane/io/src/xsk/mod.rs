@@ -14,11 +14,14 @@
 //! `pool.free + fill + tx + frames alive == total` is [`UmemAccount`], asserted in tests.
 
 mod error;
+mod frame;
+mod kernel;
+mod open;
 mod port;
-#[cfg(test)]
-mod tests;
 mod umem;
 
 pub use error::XskError;
-pub use port::{BusyPoll, Mode, XskOptions, XskPort};
-pub use umem::{CHUNK_SIZE, PIECE_CAPACITY, Umem, UmemAccount, UmemFrame};
+pub use frame::UmemFrame;
+pub use open::{BusyPoll, Mode, XskOptions};
+pub use port::XskPort;
+pub use umem::{CHUNK_SIZE, PIECE_CAPACITY, Umem, UmemAccount};

@@ -1,22 +1,18 @@
 //! One queue of one device as a [`Port`].
-//!
-//! The port keeps a set of the chunks that the kernel has from it. It is what turns a descriptor out of a ring back into
-//! an owned frame (an address that was never handed in is refused), and what brings every chunk home when the port closes.
 #![allow(unsafe_code)]
 
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::Arc;
-use std::sync::PoisonError;
-use std::sync::atomic::Ordering;
 
 use nix::errno::Errno;
 use nix::sys::socket::MsgFlags;
 use sluice_engine::{Drop as Reason, Frame, GsoKind, Ingress, Offload, Packet, Verdict};
-use xsk_rs::config::{BindFlags, Interface, LibxdpFlags, QueueSize, SocketConfig};
-use xsk_rs::{CompQueue, FillQueue, FrameDesc, RxQueue, Socket, TxQueue};
+use xsk_rs::FrameDesc;
 
-use super::error::{XskError, open_remedy};
-use super::umem::{Ledger, MAX_PIECES, PIECE_CAPACITY, Piece, Umem, UmemFrame};
+use super::error::XskError;
+use super::frame::{MAX_PIECES, UmemFrame};
+use super::kernel::InKernel;
+use super::open::{ETHERNET, Queues, XskOptions, queues};
+use super::umem::{PIECE_CAPACITY, Umem};
 use crate::segment::{self, Cut};
 use crate::{IoFrame, Port, PortStats};
 
@@ -26,72 +22,6 @@ const BATCH: usize = 64;
 const FUTILE_KICKS: u32 = 8;
 /// More descriptors follow for this packet (`XDP_PKT_CONTD`).
 const CONTINUED: u32 = 1;
-/// `XDP_MAX_TX_SKB_BUDGET` of kernel 6.17: descriptors that one copy-mode `sendto` moves.
-const MAX_TX_SKB_BUDGET: libc::c_int = 9;
-const SO_PREFER_BUSY_POLL: libc::c_int = 69;
-const SO_BUSY_POLL_BUDGET: libc::c_int = 70;
-/// Ethernet header bytes.
-const ETHERNET: usize = 14;
-
-/// How packets cross between device and UMEM.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mode {
-    /// The device writes the UMEM itself. Refused by drivers that cannot.
-    ZeroCopy,
-    /// The kernel copies; works with every driver, natively or with generic XDP as the program was attached.
-    Copy,
-}
-
-impl Mode {
-    /// The name in reports.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::ZeroCopy => "zero-copy",
-            Self::Copy => "copy",
-        }
-    }
-}
-
-/// Preferred busy polling (kernel >= 5.11): the worker drives the device's NAPI from its own receive calls.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct BusyPoll {
-    /// Microseconds that one call may spin in the kernel (`SO_BUSY_POLL`).
-    pub microseconds: u32,
-    /// Packets of one NAPI run (`SO_BUSY_POLL_BUDGET`).
-    pub budget: u32,
-}
-
-/// What to ask of an AF_XDP socket.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct XskOptions {
-    /// Copy or zero-copy; never guessed, so that a report can say which was got.
-    pub mode: Mode,
-    /// Chains of chunks for frames above [`PIECE_CAPACITY`] (`XDP_USE_SG`, kernel >= 6.6).
-    pub multi_buffer: bool,
-    /// The interface's MTU in bytes: what is larger is cut, or refused when it may not be.
-    pub mtu: u32,
-    /// Off unless asked for.
-    pub busy_poll: Option<BusyPoll>,
-}
-
-struct Queues {
-    rx: RxQueue,
-    tx: TxQueue,
-    fill: FillQueue,
-    completion: CompQueue,
-}
-
-/// The chunks that the kernel has from this port.
-struct InKernel {
-    umem: Umem,
-    ledger: Arc<Ledger>,
-    set: Box<[u64]>,
-    fill: usize,
-    tx: usize,
-    /// The UMEM's own socket, which libxdp closes only with the UMEM: its chunks stay the kernel's until then.
-    first: bool,
-}
 
 /// An AF_XDP socket on one queue of one device.
 pub struct XskPort {
@@ -148,83 +78,24 @@ impl XskPort {
         queue: u32,
         options: &XskOptions,
     ) -> Result<Self, XskError> {
-        let region = umem.region();
-        let ring = region.ring;
-        check_mtu(interface, queue, options)?;
-        if region.free() < ring as usize {
-            let (free, needed) = (region.free(), ring as usize);
-            return Err(XskError::Pool { interface: interface.into(), queue, free, needed });
-        }
-        let mut bound = region.bound.lock().unwrap_or_else(PoisonError::into_inner);
-        let asked = (options.mode, options.multi_buffer);
-        if let Some(first) = bound.filter(|first| *first != asked) {
-            let (first, asked) = (binding(first), binding(asked));
-            return Err(XskError::ModeOfUmem { interface: interface.into(), queue, first, asked });
-        }
-        let failed = |what: String, source: std::io::Error| XskError::Open {
-            interface: interface.into(),
-            queue,
-            mode: options.mode.name(),
-            what,
-            remedy: open_remedy(source.raw_os_error()),
-            source,
-        };
-        let invalid = |what: String| failed(what, std::io::Error::from_raw_os_error(libc::EINVAL));
-        let size = QueueSize::new(ring).map_err(|e| invalid(e.to_string()))?;
-        let name: Interface = interface.parse().map_err(|_| invalid("interface name".into()))?;
-        let mut flags = BindFlags::XDP_USE_NEED_WAKEUP;
-        flags |= match options.mode {
-            Mode::ZeroCopy => BindFlags::XDP_ZEROCOPY,
-            Mode::Copy => BindFlags::XDP_COPY,
-        };
-        if options.multi_buffer {
-            flags |= BindFlags::XDP_USE_SG;
-        }
-        let config = SocketConfig::builder()
-            .rx_queue_size(size)
-            .tx_queue_size(size)
-            .libxdp_flags(LibxdpFlags::XSK_LIBXDP_FLAGS_INHIBIT_PROG_LOAD)
-            .bind_flags(flags)
-            .build();
-        // SAFETY: the one condition is that program loading is inhibited, which the flag above does.
-        let (tx, rx, rings) = unsafe { Socket::new(config, &region.xsk, &name, queue) }.map_err(|e| {
-            let io = std::error::Error::source(&e).and_then(|s| s.downcast_ref::<std::io::Error>());
-            let errno = io.and_then(std::io::Error::raw_os_error);
-            let source =
-                errno.map_or_else(|| std::io::Error::other("no errno"), std::io::Error::from_raw_os_error);
-            failed(e.to_string(), source)
-        })?;
-        let Some((fill, completion)) = rings else {
-            let taken = std::io::Error::from_raw_os_error(libc::EBUSY);
-            return Err(failed("this UMEM has a socket on the queue already".into(), taken));
-        };
-        let first = bound.is_none();
-        *bound = Some(asked);
-        drop(bound);
-        let fd = tx.fd().as_raw_fd();
+        let (queues, keep) = queues(umem, interface, queue, options)?;
+        let ring = umem.region().ring as usize;
+        let fd = queues.tx.fd().as_raw_fd();
         let mut port = Self {
-            queues: Queues { rx, tx, fill, completion },
-            kernel: InKernel {
-                umem: umem.clone(),
-                ledger: region.ledger(),
-                set: vec![0; region.total().div_ceil(64)].into_boxed_slice(),
-                fill: 0,
-                tx: 0,
-                first,
-            },
+            queues,
+            kernel: InKernel::new(umem, keep),
             fd,
             ifindex,
             options: *options,
-            zero_copy: options.mode == Mode::ZeroCopy,
-            ring: ring as usize,
+            zero_copy: options.mode == super::Mode::ZeroCopy,
+            ring,
             scratch: Box::new([FrameDesc::default(); BATCH]),
             linear: Vec::with_capacity(65_536 + 256),
-            pending: Vec::with_capacity(ring as usize),
+            pending: Vec::with_capacity(ring),
             chain: None,
             discarding: false,
             counters: Counters::default(),
         };
-        port.tune();
         port.refill();
         Ok(port)
     }
@@ -233,19 +104,6 @@ impl XskPort {
     #[must_use]
     pub fn is_zero_copy(&self) -> bool {
         self.zero_copy
-    }
-
-    /// Socket options that help where the kernel has them; without one the port works, only slower.
-    fn tune(&self) {
-        // In copy mode every packet under way is charged to the socket's send buffer, 212 KiB by default.
-        let _ = set_option(self.fd, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, 1 << 26);
-        let _ = set_option(self.fd, libc::SOL_XDP, MAX_TX_SKB_BUDGET, 1024);
-        if let Some(busy) = self.options.busy_poll {
-            let _ = set_option(self.fd, libc::SOL_SOCKET, SO_PREFER_BUSY_POLL, 1);
-            let _ =
-                set_option(self.fd, libc::SOL_SOCKET, libc::SO_BUSY_POLL, busy.microseconds as libc::c_int);
-            let _ = set_option(self.fd, libc::SOL_SOCKET, SO_BUSY_POLL_BUDGET, busy.budget as libc::c_int);
-        }
     }
 
     /// Keeps the fill ring full: an empty one loses packets before anybody can count them by name.
@@ -560,52 +418,6 @@ impl XskPort {
     }
 }
 
-impl InKernel {
-    /// A chunk goes to the kernel.
-    fn hand_over(&mut self, index: u32) {
-        self.umem.region().hand_to_kernel(index);
-        self.set[index as usize / 64] |= 1 << (index % 64);
-    }
-
-    /// A chunk comes back from the kernel as a frame; `None` if the kernel did not have it.
-    fn take_back(&mut self, desc: &FrameDesc) -> Option<UmemFrame> {
-        let piece = self.umem.region().piece(desc)?;
-        let (word, bit) = (piece.index as usize / 64, 1 << (piece.index % 64));
-        if self.set[word] & bit == 0 {
-            debug_assert!(false, "the kernel returned chunk {} that it was never given", piece.index);
-            return None;
-        }
-        self.set[word] &= !bit;
-        self.umem.region().out_of_kernel(piece.index);
-        Some(UmemFrame::from_program(self.umem.region(), piece))
-    }
-
-    fn publish(&self) {
-        self.ledger.fill.store(self.fill, Ordering::Release);
-        self.ledger.tx.store(self.tx, Ordering::Release);
-    }
-}
-
-impl Drop for InKernel {
-    fn drop(&mut self) {
-        if self.first {
-            self.umem.region().keep(self.fill + self.tx);
-        } else {
-            for (word, bits) in self.set.iter().enumerate() {
-                let mut bits = *bits;
-                while bits != 0 {
-                    let index = (word * 64) as u32 + bits.trailing_zeros();
-                    bits &= bits - 1;
-                    self.umem.region().out_of_kernel(index);
-                    drop(UmemFrame::from_program(self.umem.region(), Piece { index, offset: 0, len: 0 }));
-                }
-            }
-        }
-        (self.fill, self.tx) = (0, 0);
-        self.publish();
-    }
-}
-
 /// A chain that holds `bytes`, its first chunk being `head`; `None` when the pool is empty.
 fn chain(umem: &Umem, mut head: UmemFrame, bytes: &[u8]) -> Option<UmemFrame> {
     let mut pieces = bytes.chunks(PIECE_CAPACITY);
@@ -621,35 +433,4 @@ fn chain(umem: &Umem, mut head: UmemFrame, bytes: &[u8]) -> Option<UmemFrame> {
         debug_assert!(appended, "the caller checked the length of the chain");
     }
     Some(head)
-}
-
-fn check_mtu(interface: &str, queue: u32, options: &XskOptions) -> Result<(), XskError> {
-    let needed = options.mtu as usize + ETHERNET;
-    let (room, how) = if options.multi_buffer {
-        (PIECE_CAPACITY * MAX_PIECES, "with multi-buffer")
-    } else {
-        (PIECE_CAPACITY, "without multi-buffer")
-    };
-    if needed <= room {
-        return Ok(());
-    }
-    Err(XskError::Mtu { interface: interface.into(), queue, mtu: options.mtu, needed, room, how })
-}
-
-fn binding((mode, multi_buffer): (Mode, bool)) -> String {
-    format!("{}{}", mode.name(), if multi_buffer { " with multi-buffer" } else { " without multi-buffer" })
-}
-
-fn set_option(fd: RawFd, level: libc::c_int, name: libc::c_int, value: libc::c_int) -> std::io::Result<()> {
-    // SAFETY: the kernel reads an int, whose address and size are given.
-    let result = unsafe {
-        libc::setsockopt(
-            fd,
-            level,
-            name,
-            (&raw const value).cast(),
-            std::mem::size_of_val(&value) as libc::socklen_t,
-        )
-    };
-    if result == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
 }
