@@ -111,3 +111,32 @@ fn errors_name_the_queue_and_the_remedy() {
     assert!(error.contains("MTU 9001") && error.contains("--eni-port=tap"), "{error}");
     drop(port);
 }
+
+#[test]
+fn dropping_the_umem_before_its_frames_panics_in_debug_and_stays_sound() {
+    if !own_namespace() {
+        return;
+    }
+    let umem = Umem::new(64, 64, false).expect("umem");
+    let mut frame = umem.frame().expect("a chunk");
+    frame.resize(100);
+    let dropped = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(umem)));
+    assert_eq!(dropped.is_err(), cfg!(debug_assertions));
+    // The memory is still there.
+    frame.bytes_mut().fill(7);
+    assert_eq!(frame.bytes(), [7; 100]);
+    drop(frame);
+}
+
+#[test]
+fn a_pool_too_small_for_the_fill_ring_is_refused() {
+    if !own_namespace() {
+        return;
+    }
+    veth("p0", "p1", 1500, 1);
+    let umem = Umem::new(100, 128, false).expect("umem");
+    let error = XskPort::open(&umem, "p0", ifindex("p0"), 0, &COPY).err().expect("too small").to_string();
+    assert!(error.contains("100 free chunks") && error.contains("needs 128"), "{error}");
+    let error = Umem::new(100, 100, false).expect_err("not a power of two").to_string();
+    assert!(error.contains("power of two"), "{error}");
+}

@@ -28,6 +28,8 @@ pub struct XskPort {
     // Dropped in this order: the socket closes, then its chunks come home, then the UMEM may go.
     queues: Queues,
     chain: Option<UmemFrame>,
+    /// Empty frames for the pieces of one packet; empty between packets.
+    heads: Vec<UmemFrame>,
     kernel: InKernel,
     fd: RawFd,
     ifindex: u32,
@@ -93,6 +95,7 @@ impl XskPort {
             linear: Vec::with_capacity(65_536 + 256),
             pending: Vec::with_capacity(ring),
             chain: None,
+            heads: Vec::with_capacity(ring),
             discarding: false,
             counters: Counters::default(),
         };
@@ -109,6 +112,9 @@ impl XskPort {
     /// Keeps the fill ring full: an empty one loses packets before anybody can count them by name.
     fn refill(&mut self) {
         let mut want = self.ring - self.kernel.fill;
+        if want == 0 && self.options.busy_poll.is_none() {
+            return;
+        }
         while want > 0 {
             let mut batch = 0;
             while batch < want.min(BATCH) {
@@ -235,15 +241,15 @@ impl XskPort {
         if !self.room(chunks) {
             return Err(Reason::TxFull);
         }
-        if self.kernel.umem.region().free() < chunks {
+        if !self.provide(cut.count()) {
             self.reap();
-            if self.kernel.umem.region().free() < chunks {
+            if !self.provide(cut.count()) {
+                self.heads.clear();
                 return Err(Reason::NoFrame);
             }
         }
         for index in 0..cut.count() {
-            // Another worker may have emptied the pool since; then the rest of a super-packet is lost, as on a wire.
-            let Some(mut frame) = self.kernel.umem.empty() else { return Err(Reason::NoFrame) };
+            let Some(mut frame) = self.heads.pop() else { break };
             if cut.piece_len(index) <= PIECE_CAPACITY {
                 frame.resize(cut.piece_len(index));
                 cut.write(bytes, index, frame.bytes_mut());
@@ -253,7 +259,12 @@ impl XskPort {
                 cut.write(bytes, index, &mut whole);
                 let chained = chain(&self.kernel.umem, frame, &whole);
                 self.linear = whole;
-                frame = chained.ok_or(Reason::NoFrame)?;
+                let Some(chained) = chained else {
+                    // Only chains can run out half way: the rest of a jumbo super-packet is lost, as on a wire.
+                    self.heads.clear();
+                    return Err(Reason::NoFrame);
+                };
+                frame = chained;
             }
             self.queue(frame);
         }
@@ -264,6 +275,15 @@ impl XskPort {
             segment::Kind::Fragments => self.counters.fragments += cut.count() as u64,
         }
         Ok(())
+    }
+
+    /// Takes `count` empty frames out of the pool, so that a super-packet is sent whole or not at all.
+    fn provide(&mut self, count: usize) -> bool {
+        while self.heads.len() < count {
+            let Some(frame) = self.kernel.umem.empty() else { return false };
+            self.heads.push(frame);
+        }
+        true
     }
 
     fn transmit(&mut self, mut frame: IoFrame, offload: Offload) -> Result<(), (IoFrame, Reason)> {
