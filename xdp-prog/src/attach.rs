@@ -348,9 +348,9 @@ pub(crate) fn take_off_clsact(
 }
 
 fn existing_interface(ifindex: u32) -> Result<String, BpfError> {
-    nix::net::if_::if_indextoname(ifindex)
-        .map(|name| name.to_string_lossy().into_owned())
-        .map_err(|_| BpfError::NoInterface { ifindex })
+    // nix 0.30 answers an unknown index with an empty name.
+    let name = nix::net::if_::if_indextoname(ifindex).ok().filter(|name| !name.is_empty());
+    name.map(|name| name.to_string_lossy().into_owned()).ok_or(BpfError::NoInterface { ifindex })
 }
 
 /// Its name, or its number when it is gone.

@@ -151,7 +151,7 @@ fn load_object(image: &[u8], frags: bool, pins: Option<&Pins>) -> Result<Loaded,
 /// A refusal for want of privilege comes with an empty log: say what is missing instead.
 fn load_error(source: libbpf_rs::Error, log: String) -> BpfError {
     if source.kind() == libbpf_rs::ErrorKind::PermissionDenied {
-        let missing = missing_capabilities(Path::new("/proc/self/status"));
+        let missing = missing_capabilities(Path::new("/proc/thread-self/status"));
         if !missing.is_empty() {
             return BpfError::Capability { action: "loading the BPF programs", missing };
         }
