@@ -268,8 +268,10 @@ impl<F: Frame> Worker<F> {
         }
         for stage in staged.iter_mut().take(input.len()) {
             stage.candidate = self.table.candidate(stage.hash);
-            if let Some((id, dir)) = stage.candidate {
-                self.table.prefetch_flow(id, dir);
+            match stage.candidate {
+                Some((id, dir)) => self.table.prefetch_flow(id, dir),
+                // Most likely new: before it is opened its other bucket is looked at, too.
+                None => self.table.prefetch_both(stage.hash),
             }
         }
         self.counters.add(Event::In, input.len() as u64);
