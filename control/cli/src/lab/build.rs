@@ -236,7 +236,7 @@ fn offloads(plan: &Topology, eni: &EniLink) -> Result<()> {
     let name = eni.name.as_str();
     let set = ["-K", name, "tx", "on", "sg", "on", "tso", "off", "tx-udp-segmentation", "off", "gro", "on"];
     Netns::open(&plan.node)?.within(|| shell::run("ethtool", &set))?;
-    Netns::open(&plan.fabric)?.within(|| shell::run("ethtool", &["-K", name, "gro", "on"]))?;
+    Netns::open(&plan.fabric)?.within(|| shell::run("ethtool", &["-K", name, "gro", "on", "tx", "off"]))?;
     // sysfs shows the namespace it was mounted in: `ip netns exec` mounts the right one. Kernels below 5.12 have no such
     // file, and are only slower to measure on.
     let threaded =
