@@ -5,6 +5,7 @@
 
 #![allow(dead_code, unreachable_pub)] // each test binary uses its own part, and none has an outside
 
+pub mod bench;
 pub mod frames;
 pub mod sys;
 
