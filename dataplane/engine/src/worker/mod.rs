@@ -91,9 +91,14 @@ pub struct Worker<F> {
 /// A packet after the first stage.
 #[derive(Debug, Clone, Copy)]
 struct Staged {
-    parsed: Result<Parsed, Drop>,
+    parsed: Parsed,
     hash: u64,
     candidate: Option<(FlowId, Dir)>,
+    refused: Option<Drop>,
+}
+
+impl Staged {
+    const NOTHING: Self = Self { parsed: Parsed::NOTHING, hash: 0, candidate: None, refused: None };
 }
 
 /// The moment that a step works at.
@@ -200,21 +205,15 @@ impl<F: Frame> Worker<F> {
             if T::ON {
                 sinks.trace.input(now, slot, packet.ingress, packet.frame.bytes(), packet.frame.len());
             }
-            match &stage.parsed {
-                Ok(parsed) => {
-                    if let Some((verdict, matched)) = self.fast(moment, &mut packet, parsed, stage) {
-                        self.end(now, &mut sinks, packet, Some(slot), Some(matched), verdict);
-                        continue;
-                    }
-                    let end = self.packet(moment, &mut packet, parsed, stage);
-                    self.finish(moment, &mut sinks, packet, parsed, slot, end);
-                }
-                Err(reason) => {
-                    self.end(now, &mut sinks, packet, Some(slot), None, Verdict::Drop(*reason));
-                }
+            if let Some(reason) = stage.refused {
+                self.end(now, &mut sinks, packet, Some(slot), None, Verdict::Drop(reason));
+            } else if let Some((verdict, matched)) = self.fast(moment, &mut packet, stage) {
+                self.end(now, &mut sinks, packet, Some(slot), Some(matched), verdict);
+            } else {
+                let end = self.packet(moment, &mut packet, stage);
+                self.finish(moment, &mut sinks, packet, &stage.parsed, slot, end);
             }
         }
-        staged.clear();
         self.staged = staged;
         self.counters.set_held(self.waiting.len() as u64);
     }
@@ -250,28 +249,29 @@ impl<F: Frame> Worker<F> {
         self.counters.set_held(0);
     }
 
+    /// Parses and hashes a batch, and sends for what it will need.
     fn stage(&self, input: &[Packet<F>], staged: &mut Vec<Staged>) {
-        let mut bytes = 0;
-        for packet in input.iter().take(AHEAD) {
-            fetch(packet);
+        if staged.len() < input.len() {
+            staged.resize(input.len(), Staged::NOTHING);
         }
-        for (i, packet) in input.iter().enumerate() {
+        let mut bytes = 0;
+        input.iter().take(AHEAD).for_each(fetch);
+        for (i, (packet, stage)) in input.iter().zip(staged.iter_mut()).enumerate() {
             if let Some(later) = input.get(i + AHEAD) {
                 fetch(later);
             }
-            let parsed = wire::parse(packet.frame.bytes(), packet.frame.len());
-            let hash = match &parsed {
-                Ok(parsed) => self.table.hash(&parsed.key),
-                Err(_) => 0,
-            };
-            self.table.prefetch(hash);
-            bytes += packet.frame.len() as u64;
-            staged.push(Staged { parsed, hash, candidate: None });
+            let len = packet.frame.len();
+            stage.refused = wire::parse_into(packet.frame.bytes(), len, &mut stage.parsed).err();
+            stage.hash = self.table.hash(&stage.parsed.key);
+            self.table.prefetch(stage.hash);
+            bytes += len as u64;
         }
-        for stage in staged {
+        for stage in staged.iter_mut().take(input.len()) {
             stage.candidate = self.table.candidate(stage.hash);
-            if let Some((id, dir)) = stage.candidate {
-                self.table.prefetch_flow(id, dir);
+            match stage.candidate {
+                Some((id, dir)) => self.table.prefetch_flow(id, dir),
+                // Most likely new: before it is opened its other bucket is looked at, too.
+                None => self.table.prefetch_both(stage.hash),
             }
         }
         self.counters.add(Event::In, input.len() as u64);
@@ -279,7 +279,8 @@ impl<F: Frame> Worker<F> {
     }
 
     #[inline]
-    fn packet(&mut self, moment: Moment<'_>, packet: &mut Packet<F>, parsed: &Parsed, stage: &Staged) -> End {
+    fn packet(&mut self, moment: Moment<'_>, packet: &mut Packet<F>, stage: &Staged) -> End {
+        let parsed = &stage.parsed;
         match parsed.kind {
             Kind::Tcp { .. } | Kind::Udp | Kind::Other(_) => {}
             Kind::IcmpQuery { reply } => {
