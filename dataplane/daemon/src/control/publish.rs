@@ -17,6 +17,7 @@ use sluice_state::{Invalid, Mac, OnFailure, PortSet, State};
 
 use super::{Control, lock};
 use crate::clock;
+use crate::expedite::Expedited;
 use crate::host::{Host, Link};
 use crate::plane::Route;
 use crate::ports::{Contract, HostPorts};
@@ -196,6 +197,8 @@ impl Control {
     fn bind_pods(&mut self, warnings: &mut Vec<String>) {
         let wanted = self.wanted_pods();
         self.pod_problems.clear();
+        let new = wanted.iter().filter(|(i, binding)| self.pods.get(*i) != Some(*binding)).count();
+        let _expedited = Expedited::during(2 * new);
         let mut programs = lock(&self.programs);
         for (ifindex, binding) in wanted {
             if self.pods.get(&ifindex) == Some(&binding) {
