@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod demo;
+pub mod eyes;
 pub mod lab;
 mod netns;
 pub mod output;
@@ -35,6 +36,14 @@ enum Command {
     Lab(lab::Lab),
     /// Show real flows through the dataplane, judged; then load
     Demo(Box<demo::Demo>),
+    /// Capture packets with the reason for what became of them
+    Capture(Box<eyes::CaptureArgs>),
+    /// List the flow table
+    Flows(eyes::FlowsArgs),
+    /// Show every counter and every drop's reason
+    Stats(eyes::StatsArgs),
+    /// Show the port contract with the host
+    Ports(eyes::PortsArgs),
     /// Print completions for a shell
     Completions {
         /// The shell
@@ -67,6 +76,10 @@ fn dispatch(command: &Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Lab(command) => return lab::run(command),
         Command::Demo(demo) => return demo::run(demo),
+        Command::Capture(args) => return eyes::capture(args),
+        Command::Flows(args) => eyes::flows(args)?,
+        Command::Stats(args) => eyes::stats(args)?,
+        Command::Ports(args) => eyes::ports(args)?,
         Command::LabServer(name) => lab::server::serve(&name.name)?,
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -11,6 +11,7 @@
 
 pub mod counters;
 pub mod flow;
+pub mod frag;
 pub mod frame;
 pub mod nat;
 pub mod policy;

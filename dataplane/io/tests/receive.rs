@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use sluice_bpf::{Config, Link, LinkKind, Options, Programs, XdpMode};
 use sluice_engine::{Frame, GsoKind, Ingress, Offload, Packet, Verdict};
 use sluice_io::trunk::{Trunk, TrunkOptions, TrunkQueue};
-use sluice_io::xsk::{Mode, PIECE_CAPACITY, Umem, XskOptions, XskPort};
+use sluice_io::xsk::{BusyPoll, Mode, PIECE_CAPACITY, Umem, XskOptions, XskPort};
 use sluice_io::{IoFrame, Port};
 use support::{Tap, ifindex, ip, own_namespace, udp, veth};
 
@@ -19,6 +19,17 @@ const COPY: XskOptions = XskOptions { mode: Mode::Copy, multi_buffer: false, mtu
 
 /// A port on queue 0 of `name` with the XDP program before it, in the program's slot `slot`.
 fn eni(programs: &mut Programs, umem: &Umem, name: &str, slot: u16, options: &XskOptions) -> (u32, XskPort) {
+    eni_in(XdpMode::Native, programs, umem, name, slot, options)
+}
+
+fn eni_in(
+    mode: XdpMode,
+    programs: &mut Programs,
+    umem: &Umem,
+    name: &str,
+    slot: u16,
+    options: &XskOptions,
+) -> (u32, XskPort) {
     let index = ifindex(name);
     let port = XskPort::open(umem, name, index, 0, options).expect("xsk port");
     let link = Link {
@@ -29,7 +40,7 @@ fn eni(programs: &mut Programs, umem: &Umem, name: &str, slot: u16, options: &Xs
     };
     programs.upsert_link(index, &link).expect("link");
     programs.set_xsk(slot, 0, port.fd().expect("a descriptor")).expect("XSKMAP");
-    programs.attach_xdp(index, XdpMode::Native).expect("native XDP on veth");
+    programs.attach_xdp(index, mode).expect("XDP on veth");
     (index, port)
 }
 
@@ -99,6 +110,30 @@ fn received_chunks_are_sent_on_and_come_home() {
         assert_eq!(stats.value(name), 0, "{name}");
     }
     assert_eq!((stats.value("rx_packets"), stats.value("tx_copied")), (2000, 0));
+}
+
+#[test]
+fn generic_mode_and_busy_polling_carry_the_same() {
+    if !own_namespace() {
+        return;
+    }
+    veth("g0", "g1", 1500, 1);
+    let umem = Umem::new(2048, 512, false).expect("umem");
+    let mut programs = programs(false, &[[10, 0, 0, 2]]);
+    let options = XskOptions { busy_poll: Some(BusyPoll { microseconds: 20, budget: 64 }), ..COPY };
+    let (index, mut port) = eni_in(XdpMode::Generic, &mut programs, &umem, "g0", 0, &options);
+    let eyes = Tap::on("g1");
+    let sent: Vec<_> = (0..200).map(|i| udp(usize::from(i), i)).collect();
+    sent.iter().for_each(|frame| eyes.send(frame));
+    let packets = receive(&mut port, 200);
+    assert_eq!(packets.len(), 200, "{:?}", port.stats());
+    for packet in packets {
+        port.send(packet.frame, Verdict::Eni { ifindex: index }, Offload::default()).expect("room");
+    }
+    port.flush();
+    assert_eq!(eyes.frames(200), sent);
+    settle(&umem, &mut [&mut port]);
+    assert!(port.stats().value("rx_wakeups") > 0, "busy polling asks the device itself");
 }
 
 #[test]
@@ -227,30 +262,29 @@ fn host(
     (from.recv_timeout(Duration::from_secs(10)).expect("the trunk's queue"), thread)
 }
 
-#[test]
-fn a_real_tcp_connection_crosses_trunk_umem_and_wire() {
-    use std::io::{Read, Write};
-    const BYTES: usize = 24 << 20;
-    if !own_namespace() {
-        return;
-    }
-    let (left, right) = ([10, 9, 0, 1], [10, 9, 0, 2]);
-    veth("t0", "t1", 1500, 1);
-    let umem = Umem::new(16_384, 2048, false).expect("umem");
-    umem.adopt_thread();
-    let mut programs = programs(false, &[left, right]);
-    let (index0, mut port0) = eni(&mut programs, &umem, "t0", 0, &COPY);
-    let (index1, mut port1) = eni(&mut programs, &umem, "t1", 1, &COPY);
-    let pattern = |i: usize| (i ^ (i >> 8) ^ (i >> 16)) as u8;
+const LEFT: [u8; 4] = [10, 9, 0, 1];
+const RIGHT: [u8; 4] = [10, 9, 0, 2];
+const BYTES: usize = 24 << 20;
 
+/// Two hosts, each behind a trunk of its own, with a TCP transfer of [`BYTES`] between them that checks every byte.
+struct Connection {
+    near: TrunkQueue,
+    far: TrunkQueue,
+    done: Arc<AtomicBool>,
+    threads: [std::thread::JoinHandle<()>; 2],
+}
+
+fn connection(near: &'static str, far: &'static str) -> Connection {
+    use std::io::{Read, Write};
+    let pattern = |i: usize| (i ^ (i >> 8) ^ (i >> 16)) as u8;
     let done = Arc::new(AtomicBool::new(false));
     let (listening, may_connect) = mpsc::channel();
     let finished = Arc::clone(&done);
-    let (mut far, server) = host("tb", right, left, move || {
-        let listener = std::net::TcpListener::bind((Ipv4Addr::from(right), 5001)).expect("listener");
+    let (far, server) = host(far, RIGHT, LEFT, move || {
+        let listener = std::net::TcpListener::bind((Ipv4Addr::from(RIGHT), 5001)).expect("listener");
         listening.send(()).expect("the client waits");
         let (mut stream, peer) = listener.accept().expect("a client");
-        assert_eq!(peer.ip(), Ipv4Addr::from(left));
+        assert_eq!(peer.ip(), Ipv4Addr::from(LEFT));
         stream.set_read_timeout(Some(Duration::from_secs(20))).expect("timeout");
         let (mut buffer, mut read) = (vec![0; 1 << 18], 0);
         while read < BYTES {
@@ -261,9 +295,9 @@ fn a_real_tcp_connection_crosses_trunk_umem_and_wire() {
         }
         stream.write_all(b"thank you").expect("answer");
     });
-    let (mut near, client) = host("ta", left, right, move || {
+    let (near, client) = host(near, LEFT, RIGHT, move || {
         may_connect.recv_timeout(Duration::from_secs(10)).expect("a listener");
-        let to = std::net::SocketAddr::from((Ipv4Addr::from(right), 5001));
+        let to = std::net::SocketAddr::from((Ipv4Addr::from(RIGHT), 5001));
         let mut stream =
             std::net::TcpStream::connect_timeout(&to, Duration::from_secs(10)).expect("connected");
         stream.set_write_timeout(Some(Duration::from_secs(20))).expect("timeout");
@@ -275,32 +309,78 @@ fn a_real_tcp_connection_crosses_trunk_umem_and_wire() {
         assert_eq!(&answer, b"thank you");
         finished.store(true, Ordering::Release);
     });
+    Connection { near, far, done, threads: [client, server] }
+}
 
-    let end = Instant::now() + Duration::from_secs(30);
-    let mut packets = Vec::new();
-    while !done.load(Ordering::Acquire) && Instant::now() < end {
-        let mut moved = 0;
-        moved += carry(&mut near, &mut port0, Verdict::Eni { ifindex: index0 }, None, &mut packets);
-        moved += carry(&mut port1, &mut far, Verdict::Pod { ifindex: 1 }, Some(right[3]), &mut packets);
-        moved += carry(&mut far, &mut port1, Verdict::Eni { ifindex: index1 }, None, &mut packets);
-        moved += carry(&mut port0, &mut near, Verdict::Pod { ifindex: 1 }, Some(left[3]), &mut packets);
-        if moved == 0 {
-            std::thread::yield_now();
+impl Connection {
+    /// Has `step` move packets until the transfer is done.
+    fn run(&mut self, mut step: impl FnMut(&mut TrunkQueue, &mut TrunkQueue) -> usize) {
+        let end = Instant::now() + Duration::from_secs(30);
+        while !self.done.load(Ordering::Acquire) && Instant::now() < end {
+            if step(&mut self.near, &mut self.far) == 0 {
+                std::thread::yield_now();
+            }
         }
+        let (near, far) = (self.near.stats(), self.far.stats());
+        assert!(self.done.load(Ordering::Acquire), "not finished in time: {near:?} {far:?}");
     }
-    let report = format!("{:?}\n{:?}\n{:?}\n{:?}", near.stats(), port0.stats(), port1.stats(), far.stats());
-    assert!(done.load(Ordering::Acquire), "not finished in time: {report}");
-    client.join().expect("client");
-    server.join().expect("server");
+
+    fn join(self) {
+        self.threads.into_iter().for_each(|thread| thread.join().expect("a host"));
+    }
+}
+
+#[test]
+fn a_real_tcp_connection_crosses_trunk_umem_and_wire() {
+    if !own_namespace() {
+        return;
+    }
+    veth("t0", "t1", 1500, 1);
+    let umem = Umem::new(16_384, 2048, false).expect("umem");
+    umem.adopt_thread();
+    let mut programs = programs(false, &[LEFT, RIGHT]);
+    let (index0, mut port0) = eni(&mut programs, &umem, "t0", 0, &COPY);
+    let (index1, mut port1) = eni(&mut programs, &umem, "t1", 1, &COPY);
+    let mut connection = connection("ta", "tb");
+    let mut packets = Vec::new();
+    connection.run(|near, far| {
+        carry(near, &mut port0, Verdict::Eni { ifindex: index0 }, None, &mut packets)
+            + carry(&mut port1, far, Verdict::Pod { ifindex: 1 }, Some(RIGHT[3]), &mut packets)
+            + carry(far, &mut port1, Verdict::Eni { ifindex: index1 }, None, &mut packets)
+            + carry(&mut port0, near, Verdict::Pod { ifindex: 1 }, Some(LEFT[3]), &mut packets)
+    });
     settle(&umem, &mut [&mut port0, &mut port1]);
-    assert!(near.stats().value("rx_super_packets") > 100, "{report}");
+    let (near, far) = (connection.near.stats(), connection.far.stats());
+    let report = format!("{near:?}\n{:?}\n{:?}\n{far:?}", port0.stats(), port1.stats());
+    assert!(near.value("rx_super_packets") > 100, "{report}");
     assert!(port0.stats().value("tx_segments") > 10_000, "{report}");
-    assert!(far.stats().value("gro_merged") > 1000, "{report}");
+    assert!(far.value("gro_merged") > 1000, "{report}");
     for (stats, name) in
-        [(port0.stats(), "tx_error"), (port1.stats(), "rx_foreign_descs"), (far.stats(), "gro_bad_checksum")]
+        [(port0.stats(), "tx_error"), (port1.stats(), "rx_foreign_descs"), (far, "gro_bad_checksum")]
     {
         assert_eq!(stats.value(name), 0, "{name}: {report}");
     }
+    connection.join();
+}
+
+#[test]
+fn super_packets_cross_whole_from_trunk_to_trunk() {
+    if !own_namespace() {
+        return;
+    }
+    let mut connection = connection("wa", "wb");
+    let mut packets = Vec::new();
+    // Pod to pod by one verdict, an ENI in tap mode by the other.
+    let (pod, eni) = (Verdict::Pod { ifindex: 1 }, Verdict::Eni { ifindex: 1 });
+    connection.run(|near, far| {
+        carry(near, far, eni, Some(RIGHT[3]), &mut packets)
+            + carry(far, near, pod, Some(LEFT[3]), &mut packets)
+    });
+    let (near, far) = (connection.near.stats(), connection.far.stats());
+    assert!(near.value("rx_super_packets") > 100, "{near:?}");
+    assert_eq!((far.value("tx_error"), near.value("tx_error")), (0, 0), "{near:?} {far:?}");
+    assert!(far.value("tx_bytes") / far.value("tap_writes") > 2000, "cut on the way: {far:?}");
+    connection.join();
 }
 
 /// Moves a batch from one port to another; `mac` is the last byte of the receiving TAP's address.

@@ -61,3 +61,47 @@ fn a_foreign_interface_is_refused_with_a_remedy() {
     let error = Trunk::open("dummy9", 1, &TrunkOptions::default()).err().expect("not a TAP").to_string();
     assert!(error.contains("dummy9") && error.contains("ip link del"), "{error}");
 }
+
+#[test]
+fn a_flow_keeps_its_queue_and_its_order() {
+    if !own_namespace() {
+        return;
+    }
+    let (_trunk, mut queues) = Trunk::open("trunk1", 4, &TrunkOptions::default()).expect("trunk");
+    let eyes = Tap::on("trunk1");
+    let mut queue_of = std::collections::HashMap::new();
+    let mut load = [0; 4];
+    for round in 0..5u8 {
+        for sport in 0..200u16 {
+            let mut frame = udp(1 + usize::from(round), 1000 + sport);
+            frame[6..12].copy_from_slice(&[2, tag::POD, 0, 0, 0, 1]);
+            eyes.send(&frame);
+        }
+        let mut packets = Vec::new();
+        for (number, queue) in queues.iter_mut().enumerate() {
+            queue.receive(1000, &mut packets);
+            for packet in packets.drain(..) {
+                let bytes = packet.frame.bytes();
+                let sport = u16::from_be_bytes([bytes[34], bytes[35]]);
+                assert_eq!(*queue_of.entry(sport).or_insert(number), number, "flow {sport} hopped");
+                assert_eq!(bytes[16..18], frame_length(round), "flow {sport} out of order");
+                load[number] += 1;
+            }
+        }
+        // The answer leaves by another queue, from which tun would learn if it were let.
+        for sport in 0..200u16 {
+            let mut answer = udp(1, 4242);
+            answer[26..30].copy_from_slice(&[10, 0, 0, 2]);
+            answer[30..34].copy_from_slice(&[10, 0, 0, 1]);
+            answer[36..38].copy_from_slice(&(1000 + sport).to_be_bytes());
+            let queue = &mut queues[usize::from(sport + u16::from(round)) % 4];
+            queue.send(answer.into(), Verdict::Pod { ifindex: 1 }, Offload::default()).expect("written");
+        }
+    }
+    assert_eq!(load.iter().sum::<usize>(), 1000);
+    assert!(load.iter().all(|packets| *packets > 100), "uneven: {load:?}");
+}
+
+fn frame_length(round: u8) -> [u8; 2] {
+    (29 + u16::from(round)).to_be_bytes()
+}

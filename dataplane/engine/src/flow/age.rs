@@ -24,7 +24,7 @@ impl Local {
         }
     }
 
-    fn visit(&mut self, table: &FlowTable, index: u32, now: u64) {
+    pub(super) fn visit(&mut self, table: &FlowTable, index: u32, now: u64) {
         let slot = table.slot(index);
         let state = slot.load_state();
         match state.life() {

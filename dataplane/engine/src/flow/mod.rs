@@ -39,6 +39,8 @@ mod timeouts;
 mod view;
 mod wheel;
 
+#[cfg(all(test, loom))]
+mod loom_tests;
 #[cfg(all(test, not(loom)))]
 mod tests;
 

@@ -14,7 +14,7 @@ const TICK_SHIFT: u32 = 28;
 const PLACES: usize = 128;
 
 /// One tick, ns.
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 pub(super) const TICK: u64 = 1 << TICK_SHIFT;
 
 /// A flow is looked at this often at least, ns: shortened timeouts free their memory within it.

@@ -36,6 +36,19 @@ pub fn parse(bytes: &[u8], frame_len: usize) -> Result<Parsed, Drop> {
     }
 }
 
+/// [`parse()`] into memory that is there already, so that a batch's results are written once.
+///
+/// # Errors
+/// As [`parse()`]; `parsed` is then as it was.
+#[inline(always)]
+pub(crate) fn parse_into(bytes: &[u8], frame_len: usize, parsed: &mut Parsed) -> Result<(), Drop> {
+    match common(bytes, frame_len) {
+        Some(common) => *parsed = common,
+        None => *parsed = parse_any(bytes, frame_len)?,
+    }
+    Ok(())
+}
+
 /// Bytes up to the end of the shortest L4 header.
 const COMMON_LEN: usize = ETHERNET_LEN + 20 + 8;
 
@@ -274,6 +287,18 @@ pub struct Parsed {
 }
 
 impl Parsed {
+    /// What stands in memory before anything was parsed into it.
+    pub(crate) const NOTHING: Self = Self {
+        key: FlowKey::new(0, 0, 0, 0, 0),
+        kind: Kind::Other(0),
+        ttl: 0,
+        header_len: 20,
+        l4_header_len: 0,
+        total_len: 20,
+        id: 0,
+        fragment: 0,
+    };
+
     /// Where the L4 header begins, from the start of the frame; for a later fragment, where its bytes begin.
     #[inline]
     #[must_use]

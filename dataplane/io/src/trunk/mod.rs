@@ -13,6 +13,7 @@ mod buffer;
 mod gro;
 mod netlink;
 mod queue;
+mod steering;
 mod sys;
 pub mod tag;
 #[cfg(test)]
@@ -20,7 +21,7 @@ mod tests;
 mod vnet;
 
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, RawFd};
 
 pub use buffer::TrunkBuffer;
 pub use queue::TrunkQueue;
@@ -63,7 +64,9 @@ pub struct TrunkError {
 impl TrunkError {
     fn new(name: &str, what: &'static str, source: io::Error) -> Self {
         let remedy = match source.raw_os_error() {
-            Some(libc::EPERM | libc::EACCES) => "the process needs CAP_NET_ADMIN",
+            Some(libc::EPERM | libc::EACCES) => {
+                "the process needs CAP_NET_ADMIN, and CAP_BPF for more than one queue"
+            }
             Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => {
                 "load the `tun` module and make /dev/net/tun available (in a container: mount it)"
             }
@@ -87,7 +90,7 @@ impl TrunkError {
 
 impl Trunk {
     /// Makes the persistent TAP `name`, or takes over the one of an earlier run, opens `queues` queues of it, and sets it
-    /// up: offloads, MTU, short queue without a discipline, no IPv6, up.
+    /// up: offloads, MTU, short queue without a discipline, no IPv6, a fixed hash that keeps each flow on its queue, up.
     ///
     /// # Errors
     /// [`TrunkError`] naming the step and what would help.
@@ -104,7 +107,6 @@ impl Trunk {
         for _ in 0..queues {
             files.push(sys::open_queue(name).map_err(failed("attach a queue"))?);
         }
-        sys::persist(&files[0]).map_err(failed("make it persistent"))?;
         for file in &files {
             sys::header_size(file, vnet::HEADER).map_err(failed("size of the virtio header"))?;
             // Only a limit on what the kernel holds of our writes; the default is too small for one super-packet each.
@@ -116,6 +118,12 @@ impl Trunk {
         netlink::set_up(ifindex, options.mtu, options.queue_len)
             .map_err(failed("set MTU, queue length and up"))?;
         netlink::no_queueing_discipline(ifindex).map_err(failed("set the `noqueue` discipline"))?;
+        if queues > 1 {
+            let program = steering::program().map_err(failed("load the steering program"))?;
+            sys::steering(&files[0], program.as_raw_fd()).map_err(failed("steer flows to queues"))?;
+        }
+        // Last, so that a trunk that could not be set up leaves nothing behind.
+        sys::persist(&files[0]).map_err(failed("make it persistent"))?;
         let trunk = Self { name: name.into(), ifindex, udp_segmentation };
         let queues = files.into_iter().map(|file| TrunkQueue::new(file, options)).collect();
         Ok((trunk, queues))
@@ -150,8 +158,8 @@ impl Trunk {
 }
 
 impl TrunkQueue {
-    /// Chooses the queue of each packet towards user space by a program of type `SOCKET_FILTER` instead of the kernel's
-    /// learned steering, under which flows hop between queues and lose their order. Applies to the whole device.
+    /// Replaces the flow hash that [`Trunk::open`] installed by another program of type `SOCKET_FILTER`, whose result is
+    /// taken modulo the number of queues. Applies to the whole device.
     ///
     /// # Errors
     /// What the kernel said.

@@ -28,6 +28,8 @@ pub struct XskPort {
     // Dropped in this order: the socket closes, then its chunks come home, then the UMEM may go.
     queues: Queues,
     chain: Option<UmemFrame>,
+    /// Empty frames for the pieces of one packet; empty between packets.
+    heads: Vec<UmemFrame>,
     kernel: InKernel,
     fd: RawFd,
     ifindex: u32,
@@ -38,6 +40,7 @@ pub struct XskPort {
     linear: Vec<u8>,
     pending: Vec<FrameDesc>,
     discarding: bool,
+    stalled: bool,
     counters: Counters,
 }
 
@@ -93,7 +96,9 @@ impl XskPort {
             linear: Vec::with_capacity(65_536 + 256),
             pending: Vec::with_capacity(ring),
             chain: None,
+            heads: Vec::with_capacity(ring),
             discarding: false,
+            stalled: false,
             counters: Counters::default(),
         };
         port.refill();
@@ -109,6 +114,9 @@ impl XskPort {
     /// Keeps the fill ring full: an empty one loses packets before anybody can count them by name.
     fn refill(&mut self) {
         let mut want = self.ring - self.kernel.fill;
+        if want == 0 && self.options.busy_poll.is_none() {
+            return;
+        }
         while want > 0 {
             let mut batch = 0;
             while batch < want.min(BATCH) {
@@ -160,6 +168,7 @@ impl XskPort {
     /// was set), and stops early when the device's queue is full, so it is repeated as long as it moves something.
     fn kick(&mut self) {
         let mut futile = 0;
+        self.stalled = false;
         while self.kernel.tx > 0 && self.queues.tx.needs_wakeup() {
             let before = self.queues.tx.nb_free_exact();
             if before as usize == self.ring {
@@ -173,11 +182,13 @@ impl XskPort {
                 Err(Errno::EAGAIN | Errno::EBUSY | Errno::ENOBUFS) => {
                     futile = if self.queues.tx.nb_free_exact() == before { futile + 1 } else { 0 };
                     if futile > FUTILE_KICKS {
+                        self.stalled = true;
                         break;
                     }
                 }
                 Err(_) => {
                     self.counters.send_errors += 1;
+                    self.stalled = true;
                     break;
                 }
             }
@@ -235,15 +246,15 @@ impl XskPort {
         if !self.room(chunks) {
             return Err(Reason::TxFull);
         }
-        if self.kernel.umem.region().free() < chunks {
+        if !self.provide(cut.count()) {
             self.reap();
-            if self.kernel.umem.region().free() < chunks {
+            if !self.provide(cut.count()) {
+                self.heads.clear();
                 return Err(Reason::NoFrame);
             }
         }
         for index in 0..cut.count() {
-            // Another worker may have emptied the pool since; then the rest of a super-packet is lost, as on a wire.
-            let Some(mut frame) = self.kernel.umem.empty() else { return Err(Reason::NoFrame) };
+            let Some(mut frame) = self.heads.pop() else { break };
             if cut.piece_len(index) <= PIECE_CAPACITY {
                 frame.resize(cut.piece_len(index));
                 cut.write(bytes, index, frame.bytes_mut());
@@ -253,7 +264,12 @@ impl XskPort {
                 cut.write(bytes, index, &mut whole);
                 let chained = chain(&self.kernel.umem, frame, &whole);
                 self.linear = whole;
-                frame = chained.ok_or(Reason::NoFrame)?;
+                let Some(chained) = chained else {
+                    // Only chains can run out half way: the rest of a jumbo super-packet is lost, as on a wire.
+                    self.heads.clear();
+                    return Err(Reason::NoFrame);
+                };
+                frame = chained;
             }
             self.queue(frame);
         }
@@ -264,6 +280,15 @@ impl XskPort {
             segment::Kind::Fragments => self.counters.fragments += cut.count() as u64,
         }
         Ok(())
+    }
+
+    /// Takes `count` empty frames out of the pool, so that a super-packet is sent whole or not at all.
+    fn provide(&mut self, count: usize) -> bool {
+        while self.heads.len() < count {
+            let Some(frame) = self.kernel.umem.empty() else { return false };
+            self.heads.push(frame);
+        }
+        true
     }
 
     fn transmit(&mut self, mut frame: IoFrame, offload: Offload) -> Result<(), (IoFrame, Reason)> {
@@ -300,6 +325,9 @@ impl Port for XskPort {
     fn receive(&mut self, budget: usize, into: &mut Vec<Packet<IoFrame>>) -> usize {
         self.reap();
         self.refill();
+        if self.stalled {
+            self.kick();
+        }
         let before = into.len();
         while into.len() - before < budget {
             let want = BATCH.min(budget - (into.len() - before));
@@ -332,7 +360,8 @@ impl Port for XskPort {
     }
 
     fn send(&mut self, frame: IoFrame, verdict: Verdict, offload: Offload) -> Result<(), (IoFrame, Reason)> {
-        if verdict != (Verdict::Eni { ifindex: self.ifindex }) {
+        // The kernel skips a descriptor without an Ethernet header and never completes it.
+        if verdict != (Verdict::Eni { ifindex: self.ifindex }) || frame.bytes().len() < ETHERNET {
             self.counters.tx_error += 1;
             return Err((frame, Reason::TxError));
         }
@@ -347,6 +376,10 @@ impl Port for XskPort {
         self.submit();
         self.kick();
         self.reap();
+    }
+
+    fn stalled(&self) -> bool {
+        self.stalled
     }
 
     fn fd(&self) -> Option<RawFd> {

@@ -1,3 +1,6 @@
-//! The table with a virtual clock: sequential behaviour here, the rest in modules of their own.
+//! The table with a virtual clock, against a plain map, and under real threads.
 
+mod model;
+mod stress;
 mod table;
+mod tcp;
