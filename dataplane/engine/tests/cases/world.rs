@@ -160,7 +160,13 @@ impl World {
         change(&mut state, &mut host);
         let table = Arc::new(FlowTable::new(size.flows, usize::from(size.workers), size.seed));
         let worker = |id| {
-            let setup = Setup { id, workers: size.workers, seed: size.seed, fragments: size.fragments };
+            let setup = Setup {
+                id,
+                workers: size.workers,
+                seed: size.seed,
+                fragments: size.fragments,
+                fragment_timeout: 30 * SECOND,
+            };
             Worker::new(setup, Arc::clone(&table)).unwrap()
         };
         let workers = (0..size.workers).map(worker).collect();
