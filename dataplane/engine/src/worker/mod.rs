@@ -312,12 +312,7 @@ impl<F: Frame> Worker<F> {
     fn packet(&mut self, moment: Moment<'_>, packet: &mut Packet<F>, stage: &Staged) -> End {
         let parsed = &stage.parsed;
         match parsed.kind {
-            Kind::Tcp { .. } | Kind::Udp | Kind::Other(_) => {}
-            Kind::IcmpQuery { reply } => {
-                if !reply && pings_node(moment, packet.ingress, parsed) {
-                    return self.hand_back(moment, packet, parsed);
-                }
-            }
+            Kind::Tcp { .. } | Kind::Udp | Kind::IcmpQuery { .. } | Kind::Other(_) => {}
             Kind::IcmpError => return self.icmp_error(moment, packet, parsed),
             Kind::IcmpOther => return End::drop(Drop::IcmpType),
             // Never without its first fragment's decision.
@@ -447,11 +442,6 @@ fn fetch<F: Frame>(packet: &Packet<F>) {
     if let Some(first) = packet.frame.bytes().get(ETHERNET_LEN) {
         crate::flow::prefetch::read(first);
     }
-}
-
-/// A ping to the node: the kernel answers, even when a pod's mapping has the identifier.
-fn pings_node(moment: Moment<'_>, ingress: Ingress, parsed: &Parsed) -> bool {
-    matches!(ingress, Ingress::Eni(_)) && moment.snapshot.is_local(parsed.key.dst())
 }
 
 /// What the engine forwards loses a hop; what the kernel has forwarded or will forward, or sends itself, does not.
