@@ -52,12 +52,12 @@ impl Connection {
 
     /// The peer sends.
     fn back(&mut self, flags: &str, seq: u32, ack: u32, events: &[Event]) {
-        let frame = self.from_peer(flags).seq(seq).ack(ack);
+        let frame = self.of_peer(flags).seq(seq).ack(ack);
         let back = self.w.pass(WIRE0, frame, TO_A, events);
         assert_eq!((read(&back).key.dst(), read(&back).key.dport()), (address(A), 40_000));
     }
 
-    fn from_peer(&self, flags: &str) -> FrameBuilder {
+    fn of_peer(&self, flags: &str) -> FrameBuilder {
         tcp("203.0.113.9:80", &format!("10.0.9.5:{}", self.port)).flags(flags)
     }
 
@@ -104,7 +104,7 @@ fn c05_close_from_inside() {
     c.back("A", PEER_SEQ + 1, POD_SEQ + 2, &[]);
     assert_eq!(c.phase(), Phase::CloseWait);
     // The other half still talks.
-    let data = c.from_peer("PA").seq(PEER_SEQ + 1).ack(POD_SEQ + 2).payload(&[1; 100]);
+    let data = c.of_peer("PA").seq(PEER_SEQ + 1).ack(POD_SEQ + 2).payload(&[1; 100]);
     c.w.pass(WIRE0, data, TO_A, &[]);
     c.out("A", POD_SEQ + 2, PEER_SEQ + 101, &[]);
     c.back("FA", PEER_SEQ + 101, POD_SEQ + 2, &[]);

@@ -93,7 +93,7 @@ fn f04_overlap() {
             udp("10.0.1.10:0", "203.0.113.9:0")
                 .payload(&[9; 1472])
                 .id(77)
-                .fragment_field(0x2000 | offset / 8)
+                .fragment_field(0x2000 | (offset / 8))
                 .build()
         };
         w.pass(POD_A, piece(second), ENI0, &[]);

@@ -26,7 +26,7 @@ fn between_pods_of_the_node_nothing_is_translated() {
 #[test]
 fn the_nodes_own_addresses_are_the_kernels() {
     let mut w = World::with(|_, host| {
-        host.local = vec!["169.254.20.10".parse().unwrap(), "10.0.10.5".parse().unwrap()]
+        host.local = vec!["169.254.20.10".parse().unwrap(), "10.0.10.5".parse().unwrap()];
     });
     for to in ["10.0.9.5:10250", "10.0.10.5:80", "169.254.20.10:53"] {
         w.pass(POD_A, tcp("10.0.1.10:4000", to).flags("S"), KERNEL_A, &[]);

@@ -30,7 +30,7 @@ pub(crate) fn packet(random: &mut Random) -> (Ingress, Input) {
     };
     let (from, to) = (format!("{src}:{sport}"), format!("{dst}:{dport}"));
     let builder = l4(random, &from, &to, src, dst, sport);
-    let builder = if random.next_u32() % 16 == 0 { builder.ttl(1) } else { builder };
+    let builder = if random.next_u32().is_multiple_of(16) { builder.ttl(1) } else { builder };
     (ingress, builder.into())
 }
 
