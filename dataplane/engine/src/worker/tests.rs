@@ -4,7 +4,7 @@ use sluice_state::{Mac, State};
 
 use super::*;
 use crate::snapshot::{HostFacts, HostLink, Neighbour};
-use crate::testing::{echo_request, read, tcp, udp, verify};
+use crate::testing::{echo_reply, echo_request, read, tcp, udp, verify};
 use crate::trace::NoTrace;
 
 const STATE: &str = r#"
@@ -334,4 +334,26 @@ fn fragments_without_their_first_one_are_given_up_in_time() {
         "not ours: the kernel's, whole"
     );
     assert_eq!(given.len(), 3);
+}
+
+#[test]
+fn two_hosts_that_ping_each_other_with_one_identifier_have_two_flows() {
+    let mut world = World::new();
+    let out = echo_request("10.0.1.10", "203.0.113.9", 7, 1).build();
+    let (verdict, frame) = world.one(Ingress::Pod(POD_A), out);
+    assert_eq!(verdict, Verdict::Eni { ifindex: ENI0 });
+    let id = read(&frame).key.echo_id();
+    // The other way round, straight to the pod's address.
+    let asked = echo_request("203.0.113.9", "10.0.1.10", 7, 1).build();
+    assert_eq!(world.one(Ingress::Eni(ENI0), asked).0, Verdict::Pod { ifindex: POD_A });
+    let (verdict, frame) =
+        world.one(Ingress::Pod(POD_A), echo_reply("10.0.1.10", "203.0.113.9", 7, 1).build());
+    assert_eq!((verdict, read(&frame).key.src()), (Verdict::Eni { ifindex: ENI0 }, 0x0A00_010A));
+    let (verdict, frame) =
+        world.one(Ingress::Eni(ENI0), echo_reply("203.0.113.9", "10.0.9.5", id, 1).build());
+    assert_eq!((verdict, read(&frame).key.echo_id()), (Verdict::Pod { ifindex: POD_A }, 7));
+    verify(&frame).unwrap();
+    // And a ping to the node with the identifier of the pod's mapping.
+    let to_node = echo_request("203.0.113.9", "10.0.9.5", id, 1).build();
+    assert_eq!(world.one(Ingress::Eni(ENI0), to_node).0, Verdict::KernelEni { ifindex: ENI0 });
 }
