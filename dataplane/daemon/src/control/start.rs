@@ -119,7 +119,13 @@ pub fn start(settings: Settings) -> Result<(Control, Sender<Event>), StartError>
 
     let seed = sys::entropy().map_err(system("reading entropy"))?;
     let table = Arc::new(FlowTable::new(state.limits.flows, usize::from(workers), seed));
-    let setup = |id| Setup { id, workers, seed: seed.rotate_left(32), fragments: state.limits.fragments };
+    let setup = |id| Setup {
+        id,
+        workers,
+        seed: seed.rotate_left(32),
+        fragments: state.limits.fragments,
+        fragment_timeout: state.timeouts.fragment().nanos(),
+    };
     let mut engines = Vec::with_capacity(usize::from(workers));
     for id in 0..workers {
         engines.push(Worker::new(setup(id), Arc::clone(&table))?);

@@ -207,8 +207,10 @@ fn read_l4(l4: &[u8], parsed: &mut Parsed) -> Result<(), Drop> {
             parsed.kind = match h[0] {
                 0 | 8 => {
                     let id = u16::from_be_bytes([h[4], h[5]]);
-                    parsed.key = FlowKey::new(src, dst, id, id, protocol);
-                    Kind::IcmpQuery { reply: h[0] == 0 }
+                    let reply = h[0] == 0;
+                    let key = if reply { FlowKey::echo_reply } else { FlowKey::echo_request };
+                    parsed.key = key(src, dst, id);
+                    Kind::IcmpQuery { reply }
                 }
                 kind if super::icmp::is_error(kind) => Kind::IcmpError,
                 _ => Kind::IcmpOther,
@@ -268,7 +270,7 @@ pub const fn usable_source(src: u32) -> bool {
 /// What the headers of a packet say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Parsed {
-    /// Addresses, ports (ICMP query: identifier in both places; none: zero) and protocol.
+    /// Addresses, ports (ICMP query: its identifier as the asker's; none: zero) and protocol.
     pub key: FlowKey,
     /// What it carries.
     pub kind: Kind,

@@ -39,7 +39,7 @@ prop_compose! {
         sport in any::<u16>(),
         dport in any::<u16>(),
     ) -> FlowKey {
-        if proto == proto::ICMP { FlowKey::new(src, dst, sport, sport, proto) } else { FlowKey::new(src, dst, sport, dport, proto) }
+        if proto == proto::ICMP { FlowKey::echo_request(src, dst, sport) } else { FlowKey::new(src, dst, sport, dport, proto) }
     }
 }
 
@@ -72,7 +72,12 @@ proptest! {
         let builder = match key.proto() {
             6 => testing::tcp(&from, &to).flag_bits(flags).seq(numbers.0).ack(numbers.1).window(numbers.2).tcp_options(&vec![1; tcp_options * 4]),
             17 => testing::udp(&from, &to),
-            _ => testing::echo_reply(&address(key.src()), &address(key.dst()), key.sport(), 9),
+            _ if numbers.2 % 2 == 0 => testing::echo_reply(&address(key.src()), &address(key.dst()), key.sport(), 9),
+            _ => testing::echo_request(&address(key.src()), &address(key.dst()), key.sport(), 9),
+        };
+        let key = match key.proto() {
+            1 if numbers.2 % 2 == 0 => FlowKey::echo_reply(key.src(), key.dst(), key.sport()),
+            _ => key,
         };
         let builder = builder.payload(&payload).ip_options(&vec![1; options * 4]).ttl(ttl).id(id).padding(padding);
         let frame = if dont_fragment { builder.dont_fragment() } else { builder }.build();

@@ -16,6 +16,7 @@ mod errors;
 mod fast;
 mod finish;
 mod forward;
+mod fragments;
 mod open;
 mod target;
 mod waiting;
@@ -23,10 +24,12 @@ mod waiting;
 use std::sync::Arc;
 
 use self::finish::IcmpBudget;
+use self::fragments::{Fragment, Piece};
 use self::target::Target;
 use self::waiting::WaitingRoom;
 use crate::counters::{Counters, Event};
 use crate::flow::{Aged, Dir, FlowId, FlowTable, Local, Origin, TableError, TcpSegment, TcpVerdict};
+use crate::frag::{self, FragTable, FragmentIds};
 use crate::frame::{Frame, Ingress, Offload, Packet};
 use crate::nat::PortChooser;
 use crate::random::Random;
@@ -64,10 +67,12 @@ pub struct Setup {
     pub id: u16,
     /// How many workers there are.
     pub workers: u16,
-    /// Its entropy.
+    /// Entropy, the same for all workers: they must agree on whose a datagram's fragments are.
     pub seed: u64,
     /// Fragments that may wait, over all workers.
     pub fragments: u32,
+    /// How long one waits for its first fragment, in nanoseconds.
+    pub fragment_timeout: u64,
 }
 
 /// A worker.
@@ -79,6 +84,8 @@ pub struct Worker<F> {
     random: Random,
     ports: PortChooser,
     waiting: WaitingRoom<F>,
+    fragments: FragTable<Fragment<F>, Piece>,
+    fragment_ids: FragmentIds,
     wanted: Vec<(u32, u32)>,
     icmp: IcmpBudget,
     staged: Vec<Staged>,
@@ -146,12 +153,24 @@ impl<F: Frame> Worker<F> {
     /// The table was made for fewer workers, or a worker of this number exists.
     pub fn new(setup: Setup, table: Arc<FlowTable>) -> Result<Self, TableError> {
         let local = table.local(usize::from(setup.id))?;
-        Ok(Self {
+        Ok(Self::resume(setup, table, local))
+    }
+
+    /// A worker that goes on with a part of the table: one of those that [`FlowTable::adopt`] makes of all parts when the
+    /// number of workers changes.
+    #[must_use]
+    pub fn resume(setup: Setup, table: Arc<FlowTable>, local: Local) -> Self {
+        let held = setup.fragments / u32::from(setup.workers.max(1));
+        let limits =
+            frag::Limits { held: held.max(16), timeout: setup.fragment_timeout, ..Default::default() };
+        Self {
             local,
             counters: Arc::new(Counters::default()),
             random: Random::new(setup.seed ^ u64::from(setup.id).wrapping_mul(0x9E37_79B9_7F4A_7C15)),
             ports: PortChooser::new(),
             waiting: WaitingRoom::new(),
+            fragments: FragTable::new(limits, setup.seed),
+            fragment_ids: FragmentIds::new(setup.id, setup.workers, setup.seed),
             wanted: Vec::with_capacity(waiting::ROOM),
             icmp: IcmpBudget::default(),
             staged: Vec::with_capacity(2 * BATCH),
@@ -160,7 +179,14 @@ impl<F: Frame> Worker<F> {
             general_only: false,
             setup,
             table,
-        })
+        }
+    }
+
+    /// Ends the worker and gives its part of the table, for [`FlowTable::adopt`]. What still waits inside is dropped
+    /// uncounted: [`Worker::drain`] it before.
+    #[must_use]
+    pub fn retire(self) -> Local {
+        self.local
     }
 
     /// Its number.
@@ -197,6 +223,7 @@ impl<F: Frame> Worker<F> {
             self.counters.add(Event::FlowsEvicted, u64::from(aged.evicted));
         }
         self.retry_waiting(moment, &mut sinks);
+        self.expire_fragments(moment, &mut sinks);
 
         let mut staged = std::mem::take(&mut self.staged);
         self.stage(input, &mut staged);
@@ -209,20 +236,22 @@ impl<F: Frame> Worker<F> {
                 self.end(now, &mut sinks, packet, Some(slot), None, Verdict::Drop(reason));
             } else if let Some((verdict, matched)) = self.fast(moment, &mut packet, stage) {
                 self.end(now, &mut sinks, packet, Some(slot), Some(matched), verdict);
+            } else if stage.parsed.is_fragment() {
+                self.fragment(moment, &mut sinks, packet, stage, slot);
             } else {
                 let end = self.packet(moment, &mut packet, stage);
                 self.finish(moment, &mut sinks, packet, &stage.parsed, slot, end);
             }
         }
         self.staged = staged;
-        self.counters.set_held(self.waiting.len() as u64);
+        self.counters.set_held(self.waiting.len() as u64 + u64::from(self.fragments.held()));
     }
 
     /// When the next call of [`Worker::step`] is due even without a packet; absent when nothing waits.
     #[must_use]
     pub fn next_timer(&self) -> Option<u64> {
         let ageing = (self.table.live() > 0).then(|| self.last_step + AGEING_NS);
-        [ageing, self.waiting.next_due()].into_iter().flatten().min()
+        [ageing, self.waiting.next_due(), self.fragments.next_deadline()].into_iter().flatten().min()
     }
 
     /// The next hops that packets wait for, as interface index and address; each is named once per packet.
@@ -246,6 +275,7 @@ impl<F: Frame> Worker<F> {
         while let Some(waiting) = self.waiting.pop() {
             self.end_held(now, &mut sinks, waiting.packet, waiting.flow, Verdict::Drop(Drop::Shutdown));
         }
+        self.drain_fragments(now, &mut sinks);
         self.counters.set_held(0);
     }
 
@@ -282,15 +312,11 @@ impl<F: Frame> Worker<F> {
     fn packet(&mut self, moment: Moment<'_>, packet: &mut Packet<F>, stage: &Staged) -> End {
         let parsed = &stage.parsed;
         match parsed.kind {
-            Kind::Tcp { .. } | Kind::Udp | Kind::Other(_) => {}
-            Kind::IcmpQuery { reply } => {
-                if !reply && pings_node(moment, packet.ingress, parsed) {
-                    return self.hand_back(moment, packet, parsed);
-                }
-            }
+            Kind::Tcp { .. } | Kind::Udp | Kind::IcmpQuery { .. } | Kind::Other(_) => {}
             Kind::IcmpError => return self.icmp_error(moment, packet, parsed),
             Kind::IcmpOther => return End::drop(Drop::IcmpType),
-            Kind::LaterFragment => return End::drop(Drop::FragmentQueueFull),
+            // Never without its first fragment's decision.
+            Kind::LaterFragment => return End::drop(Drop::FragmentTimeout),
         }
         let found = self.table.lookup_with(stage.candidate, &parsed.key, stage.hash, moment.now);
         if let Some((id, dir)) = found {
@@ -416,11 +442,6 @@ fn fetch<F: Frame>(packet: &Packet<F>) {
     if let Some(first) = packet.frame.bytes().get(ETHERNET_LEN) {
         crate::flow::prefetch::read(first);
     }
-}
-
-/// A ping to the node: the kernel answers, even when a pod's mapping has the identifier.
-fn pings_node(moment: Moment<'_>, ingress: Ingress, parsed: &Parsed) -> bool {
-    matches!(ingress, Ingress::Eni(_)) && moment.snapshot.is_local(parsed.key.dst())
 }
 
 /// What the engine forwards loses a hop; what the kernel has forwarded or will forward, or sends itself, does not.
