@@ -37,7 +37,14 @@ impl Rewrite {
             let dport = checksum::delta16(from.dport(), to.dport());
             checksum::add(l3_delta, checksum::add(sport, dport))
         };
-        Self { src: to.src(), dst: to.dst(), sport: to.sport(), dport: to.dport(), l3_delta, l4_delta }
+        Self {
+            src: to.src(),
+            dst: to.dst(),
+            sport: to.sport(),
+            dport: to.dport(),
+            l3_delta: positive(l3_delta),
+            l4_delta: positive(l4_delta),
+        }
     }
 
     /// The rewrite of a flow that is not translated.
@@ -45,6 +52,12 @@ impl Rewrite {
     pub const fn identity(key: &FlowKey) -> Self {
         Self::new(key, key)
     }
+}
+
+/// One's complement has two zeros, and a difference of equals is the negative one. Only adding the positive one changes no
+/// field at all, not even one that is wrong.
+const fn positive(delta: u16) -> u16 {
+    if delta == 0xFFFF { 0 } else { delta }
 }
 
 /// What happens to the TTL.

@@ -292,6 +292,30 @@ fn identity_changes_nothing_but_the_ttl() {
 }
 
 #[test]
+fn identity_keeps_even_a_wrong_checksum() {
+    for key in [
+        FlowKey::new(0x0A00_010A, 7, 1, 2, 17),
+        FlowKey::new(0x0A00_010A, 7, 1, 2, 6),
+        FlowKey::new(0x0A00_010A, 7, 1, 1, 1),
+    ] {
+        assert_eq!((Rewrite::identity(&key).l3_delta, Rewrite::identity(&key).l4_delta), (0, 0));
+        let (mut before, field) = match key.proto() {
+            17 => (udp(&key, b"abc"), 40),
+            6 => (tcp(&key, TcpFlags::SYN, b""), 50),
+            _ => (echo(&key, b"abc"), 36),
+        };
+        for wrong in [[0, 0], [0, 1], [0xFF, 0xFE], [0xFF, 0xFF]] {
+            before[field..field + 2].copy_from_slice(&wrong);
+            for partial in [false, true] {
+                let mut frame = before.clone();
+                apply(&mut frame, &parsed(&before), &Rewrite::identity(&key), Ttl::Keep, partial);
+                assert_eq!(frame, before);
+            }
+        }
+    }
+}
+
+#[test]
 fn padding_is_no_part_of_the_packet_and_a_cut_one_is_refused() {
     let key = FlowKey::new(0x0A00_010A, 7, 1, 2, 17);
     let mut frame = udp(&key, b"ab");
