@@ -115,16 +115,28 @@ pub fn apply(bytes: &mut [u8], parsed: &Parsed, rewrite: &Rewrite, ttl: Ttl, par
             udp[6..8].copy_from_slice(&updated.to_be_bytes());
         }
         Kind::IcmpQuery { .. } => {
-            let Some(icmp) = l4.first_chunk_mut::<8>() else { return };
+            let Some((icmp, payload)) = l4.split_first_chunk_mut::<8>() else { return };
             icmp[4..6].copy_from_slice(&rewrite.sport.to_be_bytes());
             // A partial ICMP checksum has no pseudo header: whoever completes it sums the new identifier by itself.
             if !partial {
                 let field = u16::from_be_bytes([icmp[2], icmp[3]]);
-                icmp[2..4].copy_from_slice(&checksum::update(field, rewrite.l4_delta).to_be_bytes());
+                let mut updated = checksum::update(field, rewrite.l4_delta);
+                if updated == 0 && rewrite.sport == 0 && [icmp[0], icmp[6], icmp[7]] == [0; 3] {
+                    updated = null_reply(icmp[1], payload, usize::from(parsed.payload_len()));
+                }
+                icmp[2..4].copy_from_slice(&updated.to_be_bytes());
             }
         }
         Kind::IcmpError | Kind::IcmpOther | Kind::Other(_) | Kind::LaterFragment => {}
     }
+}
+
+/// The checksum of an echo reply with identifier and sequence zero whose delta came to zero. Without a pseudo header it can
+/// be zeros throughout, the one message whose sum is the positive zero, and its checksum 0xFFFF (RFC 1624 §3).
+#[cold]
+fn null_reply(code: u8, payload: &[u8], len: usize) -> u16 {
+    let null = code == 0 && payload.iter().take(len).all(|b| *b == 0);
+    if null { 0xFFFF } else { 0 }
 }
 
 /// Writes the Ethernet addresses. The type stays.

@@ -316,6 +316,22 @@ fn identity_keeps_even_a_wrong_checksum() {
 }
 
 #[test]
+fn an_echo_reply_of_zeros_gets_the_checksum_of_zeros() {
+    for (from, to) in [(7, 0), (0, 7), (0xFFFF, 0), (0, 0xFFFF)] {
+        let reply =
+            |id| testing::echo_reply("203.0.113.9", "10.0.9.5", id, 0).payload(&[0; 20]).padding(3).build();
+        let mut frame = reply(from);
+        let p = parsed(&frame);
+        let key = |id| FlowKey::new(p.key.src(), p.key.dst(), id, id, 1);
+        apply(&mut frame, &p, &Rewrite::new(&key(from), &key(to)), Ttl::Keep, false);
+        assert_eq!(l4_checksum(&frame, &parsed(&frame), false), L4Checksum::Good, "{from} to {to}");
+        if to == 0 {
+            assert_eq!(frame, reply(0));
+        }
+    }
+}
+
+#[test]
 fn padding_is_no_part_of_the_packet_and_a_cut_one_is_refused() {
     let key = FlowKey::new(0x0A00_010A, 7, 1, 2, 17);
     let mut frame = udp(&key, b"ab");

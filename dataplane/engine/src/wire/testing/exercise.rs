@@ -5,8 +5,8 @@ use crate::flow::FlowKey;
 use crate::frag::{FragTable, Later, Limits, owner};
 use crate::frame::{GsoKind, Offload};
 use crate::wire::{
-    ETHERNET_LEN, Kind, Parsed, Report, Rewrite, Ttl, apply, checksum, clamp_mss, icmp, l4_checksum,
-    may_report, parse, report, set_ethernet, set_ip_id, tcp_options,
+    ETHERNET_LEN, Kind, L4Checksum, Parsed, Report, Rewrite, Ttl, apply, checksum, clamp_mss, icmp,
+    l4_checksum, may_report, parse, report, set_ethernet, set_ip_id, tcp_options,
 };
 
 /// Takes `data` for a frame that may go on in further buffers, and asserts what holds for every frame: nothing panics,
@@ -93,7 +93,13 @@ fn rewriting(frame: &[u8], whole: usize, parsed: &Parsed) {
     set_ethernet(&mut copy, [1; 6], [2; 6]);
     let again = parse(&copy, whole).expect("a rewritten packet is as good as it was");
     assert_eq!((again.key, again.id, again.ttl), (to, !parsed.id, ttl));
-    assert_eq!(l4_checksum(&copy, &again, false), before, "right stays right and wrong stays wrong");
+    // An echo reply of zeros throughout is wrong with a checksum of zero too, and only there a zero is not a zero.
+    let null = matches!(parsed.kind, Kind::IcmpQuery { reply: true })
+        && before == L4Checksum::Bad
+        && key.sport() == 0;
+    if !null {
+        assert_eq!(l4_checksum(&copy, &again, false), before, "right stays right and wrong stays wrong");
+    }
     assert_eq!(copy[headers_end(parsed, frame)..], frame[headers_end(parsed, frame)..]);
 
     let before = tcp_options(&copy, &again).mss;
