@@ -121,7 +121,8 @@ pub fn apply(bytes: &mut [u8], parsed: &Parsed, rewrite: &Rewrite, ttl: Ttl, par
             if !partial {
                 let field = u16::from_be_bytes([icmp[2], icmp[3]]);
                 let mut updated = checksum::update(field, rewrite.l4_delta);
-                if updated == 0 && rewrite.sport == 0 && [icmp[0], icmp[6], icmp[7]] == [0; 3] {
+                let zeros = [icmp[0], icmp[6], icmp[7]] == [0; 3] && rewrite.sport == 0;
+                if updated == 0 && zeros && parsed.key.sport() != 0 {
                     updated = null_reply(icmp[1], payload, usize::from(parsed.payload_len()));
                 }
                 icmp[2..4].copy_from_slice(&updated.to_be_bytes());
