@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 
 /// A bar on a terminal, lines elsewhere.
 #[derive(Debug)]
@@ -22,11 +24,9 @@ impl Progress {
     /// The signal handlers cannot be installed.
     pub fn new(steps: u64) -> Result<Self> {
         let interrupted = Arc::new(AtomicBool::new(false));
-        for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-            // A second one kills at once, should the clean-up hang.
-            signal_hook::flag::register_conditional_shutdown(signal, 130, Arc::clone(&interrupted))?;
-            signal_hook::flag::register(signal, Arc::clone(&interrupted))?;
-        }
+        let mut signals = Signals::new([SIGINT, SIGTERM])?;
+        let theirs = Arc::clone(&interrupted);
+        std::thread::Builder::new().name("signals".into()).spawn(move || watch(&mut signals, &theirs))?;
         let bar = ProgressBar::new(steps);
         if let Ok(style) = ProgressStyle::with_template("{elapsed_precise} [{bar:30}] {pos}/{len} {wide_msg}")
         {
@@ -70,5 +70,17 @@ impl Progress {
     /// Takes the bar away.
     pub fn finish(&self) {
         self.bar.finish_and_clear();
+    }
+}
+
+/// A second signal kills at once, should the clean-up hang; one right behind the first is the same key stroke, sent to the
+/// process and to its group.
+fn watch(signals: &mut Signals, interrupted: &AtomicBool) {
+    let mut first: Option<Instant> = None;
+    for signal in signals.forever() {
+        interrupted.store(true, Ordering::Relaxed);
+        if first.get_or_insert_with(Instant::now).elapsed() > Duration::from_secs(1) {
+            std::process::exit(128 + signal);
+        }
     }
 }

@@ -40,8 +40,10 @@ fn every_arrow_points_the_allowed_way() {
 fn the_packet_path_names_no_runtime_no_tls_and_no_cloud() {
     let metadata = MetadataCommand::new().exec().expect("cargo metadata runs in the workspace");
     let resolve = metadata.resolve.expect("a resolved graph");
-    let names: BTreeMap<_, _> = metadata.packages.iter().map(|p| (p.id.clone(), p.name.to_string())).collect();
-    let root = metadata.packages.iter().find(|p| p.name.as_str() == "sluiced").expect("the daemon").id.clone();
+    let names: BTreeMap<_, _> =
+        metadata.packages.iter().map(|p| (p.id.clone(), p.name.to_string())).collect();
+    let root =
+        metadata.packages.iter().find(|p| p.name.as_str() == "sluiced").expect("the daemon").id.clone();
     let nodes: BTreeMap<_, _> = resolve.nodes.iter().map(|n| (n.id.clone(), n)).collect();
     let mut seen = BTreeSet::new();
     let mut queue = vec![root];
@@ -49,13 +51,13 @@ fn the_packet_path_names_no_runtime_no_tls_and_no_cloud() {
         if !seen.insert(id.clone()) {
             continue;
         }
-        let normal = nodes[&id].deps.iter().filter(|d| {
-            d.dep_kinds.iter().any(|k| k.kind == DependencyKind::Normal)
-        });
+        let normal =
+            nodes[&id].deps.iter().filter(|d| d.dep_kinds.iter().any(|k| k.kind == DependencyKind::Normal));
         queue.extend(normal.map(|d| d.pkg.clone()));
     }
     for name in seen.iter().map(|id| &names[id]) {
-        let banned = ["tokio", "rustls", "openssl", "hyper", "kube"].contains(&name.as_str()) || name.starts_with("aws");
+        let banned = ["tokio", "rustls", "openssl", "hyper", "kube"].contains(&name.as_str())
+            || name.starts_with("aws");
         assert!(!banned, "sluiced depends on {name}");
     }
 }

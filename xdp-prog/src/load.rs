@@ -179,3 +179,69 @@ fn missing_capabilities(status: &Path) -> Vec<&'static str> {
     ];
     wanted.into_iter().filter(|&(_, held)| !held).map(|(name, _)| name).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    #[test]
+    fn a_refusal_carries_the_verifiers_whole_log() {
+        assert!(nix::unistd::geteuid().is_root(), "the BPF tests need root: run them with sudo");
+        let directory = tempfile::tempdir().expect("a directory");
+        let (source, object) = (directory.path().join("bad.bpf.c"), directory.path().join("bad.bpf.o"));
+        // Long enough that a log buffer of a fixed small size would cut it, and wrong in its last line.
+        let steps: String = (0..3000).map(|step| format!("n = {step};\n")).collect();
+        let text = format!(
+            "__attribute__((section(\"xdp\"), used)) int sluice_eni_xdp(unsigned *ctx) {{\n\
+             volatile unsigned long n; {steps}\nreturn *(char *)(unsigned long)ctx[0];\n}}\n"
+        );
+        fs::write(&source, text).expect("written");
+        let compiled = Command::new("clang")
+            .args(["-O2", "-g", "-target", "bpf", "-c", "-o"])
+            .args([&object, &source])
+            .status()
+            .expect("clang is installed");
+        assert!(compiled.success());
+
+        let image = fs::read(&object).expect("an object");
+        let error = load_object(&image, false, None).err().expect("refused").to_string();
+        assert!(error.contains("invalid access to packet"), "{error}");
+        assert!(
+            error.contains("\n0: ") && error.contains("n = 2999;") && error.contains("processed 6"),
+            "{error}"
+        );
+        assert!(error.len() > 100_000, "only {} bytes", error.len());
+    }
+
+    #[test]
+    fn capabilities_are_read_as_the_kernel_writes_them() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let status = directory.path().join("status");
+        for (mask, missing) in [
+            ("000001ffffffffff", &[][..]),
+            ("0000000000000000", &["CAP_BPF", "CAP_NET_ADMIN", "CAP_PERFMON"]),
+            ("0000000000201000", &[]),
+            ("0000008000001000", &["CAP_PERFMON"]),
+            ("000000c000000000", &["CAP_NET_ADMIN"]),
+        ] {
+            fs::write(&status, format!("Name:\tx\nCapEff:\t{mask}\n")).expect("written");
+            assert_eq!(missing_capabilities(&status), missing);
+        }
+    }
+
+    #[test]
+    fn every_counter_has_a_name_of_its_own() {
+        let names: std::collections::BTreeSet<_> =
+            crate::shared::TABLE.iter().map(|&(name, _)| name).collect();
+        assert_eq!(names.len(), crate::shared::TABLE.len());
+        assert_eq!(crate::counter_meaning("trunk_redirect_pod"), Some("from the engine into a pod"));
+        assert_eq!(crate::counter_meaning("nonsense"), None);
+    }
+
+    #[test]
+    fn the_programs_may_be_shared_between_threads() {
+        fn shared<T: Send + Sync>() {}
+        shared::<Programs>();
+    }
+}

@@ -7,6 +7,7 @@ use std::fs;
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use common::{counters, enter_private_node, ifindex, ip};
 use sluice_bpf::{
@@ -150,15 +151,20 @@ fn pins_are_adopted_and_the_programs_exchanged() {
         second.attach_xdp(a, XdpMode::Generic).expect("another mode");
         assert_eq!(xdp_of("va"), "xdpgeneric");
 
-        // The other hook takes over without leaving the first behind.
+        // What is attached keeps its hook; forced clsact takes over without leaving the link behind.
         drop(second);
-        let mut third = load(&pinned(!force_clsact));
-        assert_eq!(third.hook(b, Role::FromPod), Some(hook));
+        let mut third = load(&pinned(false));
         third.attach_pod(b).expect("exchanged");
-        let other = if force_clsact { TcHook::Tcx } else { TcHook::Clsact };
-        assert_eq!(third.hook(b, Role::FromPod), Some(other));
-        assert_eq!(filters("vb", "ingress").contains("sluice_from_pod"), !force_clsact);
+        assert_eq!(third.hook(b, Role::FromPod), Some(hook));
         drop(third);
+        let mut fourth = load(&pinned(true));
+        fourth.attach_pod(b).expect("exchanged");
+        assert_eq!(fourth.hook(b, Role::FromPod), Some(TcHook::Clsact));
+        assert!(filters("vb", "ingress").contains("sluice_from_pod"));
+        let names = fs::read_dir(PINS).expect("pins").flatten().map(|entry| entry.file_name());
+        let of_b = names.filter(|name| name.to_string_lossy().contains(&format!("_{b}_"))).count();
+        assert_eq!(of_b, 2, "one pin for each direction");
+        drop(fourth);
 
         let removed = detach_pinned(Path::new(PINS)).expect("removed");
         for wanted in ["xdp from va", "eni-egress from va", "from-pod from vb", "to-pod from vb", "maps in"] {
@@ -250,4 +256,26 @@ fn filters_of_others_stay() {
     programs.attach_pod(a).expect("attached");
     drop(programs);
     assert!(!filters("va", "ingress").contains("sluice"), "without pins it ends with the process");
+}
+
+#[test]
+fn many_pods_at_once_are_attached_without_waiting_for_each() {
+    enter_private_node();
+    let pods: Vec<u32> = (0..100)
+        .map(|number| {
+            ip(&format!("link add h{number} type veth peer name p{number}"));
+            ifindex(&format!("h{number}"))
+        })
+        .collect();
+    let mut programs = load(&pinned(false));
+    let begun = Instant::now();
+    programs.attach_pods(&pods).expect("attached");
+    assert!(begun.elapsed() < Duration::from_secs(1), "100 pods took {:?}", begun.elapsed());
+    assert_eq!(programs.attached().len(), 200);
+    assert_eq!(programs.hook(pods[0], Role::ToPod), Some(TcHook::Clsact));
+    programs.detach(pods[0]).expect("detached");
+    programs.attach_pod(pods[0]).expect("attached");
+    assert_eq!(programs.hook(pods[0], Role::ToPod), Some(TcHook::Tcx), "a single one gets tcx");
+    programs.detach_all().expect("detached");
+    assert_eq!(programs.attached(), []);
 }

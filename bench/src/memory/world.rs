@@ -79,7 +79,13 @@ pub fn engines(flows: u32, workers: u16) -> Result<Vec<Engine>> {
     let table = Arc::new(FlowTable::new(capacity, usize::from(workers), 0x5eed));
     (0..workers)
         .map(|id| {
-            let setup = Setup { id, workers, seed: 0x5eed + u64::from(id), fragments: 64 };
+            let setup = Setup {
+                id,
+                workers,
+                seed: 0x5eed + u64::from(id),
+                fragments: 64,
+                fragment_timeout: 30_000_000_000,
+            };
             let worker = Worker::new(setup, Arc::clone(&table))?;
             Ok(Engine::new(worker, Arc::clone(&snapshot), Arc::clone(&table)))
         })

@@ -33,12 +33,28 @@ pub(crate) fn print(text: &str) -> Result<()> {
     writeln!(out, "{text}").and_then(|()| out.flush()).context("cannot write to the standard output")
 }
 
-/// A table without lines, as `kubectl` prints them.
-pub(crate) fn table(header: &[&str]) -> Table {
+/// A table without lines, as `kubectl` prints them; `header` may be empty.
+pub(crate) fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING).set_header(header);
+    table.load_preset(presets::NOTHING).add_rows(rows);
+    if !header.is_empty() {
+        table.set_header(header);
+    }
     for column in table.column_iter_mut() {
         column.set_padding((0, 2));
     }
-    table
+    table.trim_fmt()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_has_no_lines_and_no_spaces_at_the_end() {
+        let rows = [vec!["a".to_owned(), "1".to_owned()], vec!["long".to_owned(), "22".to_owned()]];
+        assert_eq!(table(&["N", "V"], rows.clone()), "N     V\na     1\nlong  22");
+        assert_eq!(table(&[], rows), "a     1\nlong  22");
+        assert_eq!(table(&[], []), "");
+    }
 }

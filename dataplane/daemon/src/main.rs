@@ -1,2 +1,7 @@
-//! Placeholder.
-fn main() {}
+//! The dataplane process. Everything is in the library, so that tests can use it.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    sluiced::cli::main()
+}

@@ -146,6 +146,10 @@ impl<P: Port> Port for FaultPort<P> {
         self.inner.flush();
     }
 
+    fn stalled(&self) -> bool {
+        self.inner.stalled()
+    }
+
     fn fd(&self) -> Option<RawFd> {
         self.inner.fd()
     }

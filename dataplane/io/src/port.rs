@@ -27,6 +27,12 @@ pub trait Port: Send {
     /// What the kernel refuses only now is counted in [`Port::stats`] under `tx_full` and `tx_error`, in frames.
     fn flush(&mut self);
 
+    /// True while the kernel has not taken all that was flushed. The port tries again at every `receive` and `flush`, so a
+    /// worker must not go to sleep meanwhile.
+    fn stalled(&self) -> bool {
+        false
+    }
+
     /// What to wait on for packets, if there is such a thing.
     fn fd(&self) -> Option<RawFd>;
 

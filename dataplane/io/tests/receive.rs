@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use sluice_bpf::{Config, Link, LinkKind, Options, Programs, XdpMode};
 use sluice_engine::{Frame, GsoKind, Ingress, Offload, Packet, Verdict};
 use sluice_io::trunk::{Trunk, TrunkOptions, TrunkQueue};
-use sluice_io::xsk::{Mode, PIECE_CAPACITY, Umem, XskOptions, XskPort};
+use sluice_io::xsk::{BusyPoll, Mode, PIECE_CAPACITY, Umem, XskOptions, XskPort};
 use sluice_io::{IoFrame, Port};
 use support::{Tap, ifindex, ip, own_namespace, udp, veth};
 
@@ -19,6 +19,17 @@ const COPY: XskOptions = XskOptions { mode: Mode::Copy, multi_buffer: false, mtu
 
 /// A port on queue 0 of `name` with the XDP program before it, in the program's slot `slot`.
 fn eni(programs: &mut Programs, umem: &Umem, name: &str, slot: u16, options: &XskOptions) -> (u32, XskPort) {
+    eni_in(XdpMode::Native, programs, umem, name, slot, options)
+}
+
+fn eni_in(
+    mode: XdpMode,
+    programs: &mut Programs,
+    umem: &Umem,
+    name: &str,
+    slot: u16,
+    options: &XskOptions,
+) -> (u32, XskPort) {
     let index = ifindex(name);
     let port = XskPort::open(umem, name, index, 0, options).expect("xsk port");
     let link = Link {
@@ -29,7 +40,7 @@ fn eni(programs: &mut Programs, umem: &Umem, name: &str, slot: u16, options: &Xs
     };
     programs.upsert_link(index, &link).expect("link");
     programs.set_xsk(slot, 0, port.fd().expect("a descriptor")).expect("XSKMAP");
-    programs.attach_xdp(index, XdpMode::Native).expect("native XDP on veth");
+    programs.attach_xdp(index, mode).expect("XDP on veth");
     (index, port)
 }
 
@@ -99,6 +110,30 @@ fn received_chunks_are_sent_on_and_come_home() {
         assert_eq!(stats.value(name), 0, "{name}");
     }
     assert_eq!((stats.value("rx_packets"), stats.value("tx_copied")), (2000, 0));
+}
+
+#[test]
+fn generic_mode_and_busy_polling_carry_the_same() {
+    if !own_namespace() {
+        return;
+    }
+    veth("g0", "g1", 1500, 1);
+    let umem = Umem::new(2048, 512, false).expect("umem");
+    let mut programs = programs(false, &[[10, 0, 0, 2]]);
+    let options = XskOptions { busy_poll: Some(BusyPoll { microseconds: 20, budget: 64 }), ..COPY };
+    let (index, mut port) = eni_in(XdpMode::Generic, &mut programs, &umem, "g0", 0, &options);
+    let eyes = Tap::on("g1");
+    let sent: Vec<_> = (0..200).map(|i| udp(usize::from(i), i)).collect();
+    sent.iter().for_each(|frame| eyes.send(frame));
+    let packets = receive(&mut port, 200);
+    assert_eq!(packets.len(), 200, "{:?}", port.stats());
+    for packet in packets {
+        port.send(packet.frame, Verdict::Eni { ifindex: index }, Offload::default()).expect("room");
+    }
+    port.flush();
+    assert_eq!(eyes.frames(200), sent);
+    settle(&umem, &mut [&mut port]);
+    assert!(port.stats().value("rx_wakeups") > 0, "busy polling asks the device itself");
 }
 
 #[test]

@@ -81,6 +81,35 @@ fn a_full_ring_gives_the_frame_back() {
     assert_eq!(refused, 36);
     assert_eq!(port.stats().value("tx_full"), 36);
     assert_eq!(umem.account().tx, 64);
+    assert!(port.stalled());
+    assert!(port.stats().value("send_errors") > 0);
+    // What was taken leaves as soon as the device is there again, without another flush.
+    support::ip("link set b0 up");
+    let eyes = Tap::on("b1");
+    port.receive(64, &mut Vec::new());
+    assert_eq!(eyes.frames(64).len(), 64);
+    assert!(!port.stalled());
+}
+
+#[test]
+fn what_the_kernel_would_never_complete_is_refused() {
+    if !own_namespace() {
+        return;
+    }
+    veth("s0", "s1", 1500, 1);
+    let umem = Umem::new(1024, 64, false).expect("umem");
+    let eni = ifindex("s0");
+    let mut port = XskPort::open(&umem, "s0", eni, 0, &COPY).expect("xsk port");
+    for (frame, verdict) in [
+        (frame_of(&umem, &[0; 13]), Verdict::Eni { ifindex: eni }),
+        (IoFrame::Heap(Vec::new()), Verdict::Eni { ifindex: eni }),
+        (frame_of(&umem, &udp(10, 1)), Verdict::Eni { ifindex: eni + 1 }),
+        (frame_of(&umem, &udp(10, 1)), Verdict::Pod { ifindex: eni }),
+    ] {
+        let (_, reason) = port.send(frame, verdict, Offload::default()).expect_err("not for this port");
+        assert_eq!(reason, Reason::TxError);
+    }
+    assert_eq!((umem.account().tx, umem.account().in_frames()), (0, 0));
 }
 
 #[test]

@@ -295,7 +295,10 @@ static __always_inline int deliver(struct __sk_buff *skb, struct link *link, __u
 {
 	if (write_source(skb, link->mac))
 		return drop(trunk_drop_no_memory);
-	/* The frame's destination is the pod's address, not the trunk's, and redirect_peer does not judge it again. */
+	/*
+	 * The destination is the pod's address, not the trunk's, so the packet counts as somebody else's. Linux 6.18
+	 * forgets that on the way into the pod; the helper does not promise it.
+	 */
 	bpf_skb_change_type(skb, PACKET_HOST);
 	count(trunk_redirect_pod);
 	return bpf_redirect_peer(ifindex, 0);

@@ -5,6 +5,7 @@
 
 #![allow(dead_code, unreachable_pub)] // each test binary uses its own part, and none has an outside
 
+pub mod bench;
 pub mod frames;
 pub mod sys;
 
@@ -28,6 +29,12 @@ pub fn enter_private_node() {
     mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
         .expect("private mounts");
     ip("link set lo up");
+    silence();
+}
+
+/// No IPv6 on the interfaces to come: the kernel would speak of itself and move counters.
+fn silence() {
+    std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").expect("no IPv6");
 }
 
 /// A network namespace without a name.
@@ -38,6 +45,7 @@ impl Namespace {
         thread::spawn(|| {
             unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace");
             ip("link set lo up");
+            silence();
             Self(File::open("/proc/thread-self/ns/net").expect("its descriptor"))
         })
         .join()

@@ -41,8 +41,28 @@ pub(super) struct Measured {
     udp_delivered: u64,
     /// Packets a second that were sent.
     udp_rate: f64,
-    /// Seconds of each of the three.
-    seconds: u64,
+}
+
+impl Measured {
+    fn new(dataplane: Dataplane, tcp: [f64; 2], udp: Udp) -> Self {
+        Self {
+            dataplane,
+            tcp_out_gbit: tcp[0],
+            tcp_in_gbit: tcp[1],
+            udp_sent: udp.sent,
+            udp_delivered: udp.delivered,
+            udp_rate: udp.rate,
+        }
+    }
+}
+
+/// What became of the small packets.
+#[derive(Debug, Clone, Copy)]
+struct Udp {
+    sent: u64,
+    delivered: u64,
+    /// Packets a second that were sent.
+    rate: f64,
 }
 
 /// All loads, and what the daemon counted under its own.
@@ -65,19 +85,25 @@ pub(super) fn run(
     progress: &Progress,
     checks: &mut Vec<Check>,
 ) -> Result<Loads> {
-    let daemon =
-        (record.options.dataplane == Dataplane::Sluice).then(|| Paths::new(&record.topology.name).run());
+    let name = &record.topology.name;
+    let daemon = (record.options.dataplane == Dataplane::Sluice).then(|| Paths::new(name).run());
     let before = daemon.as_deref().map(stats).transpose()?;
-    let links_before = link_drops(record)?;
-    let measured = measure(record, quick, progress)?;
-    let links: BTreeMap<_, _> = grown(&links_before, &link_drops(record)?);
-    let mut loads = Loads { measured: vec![measured], counters: BTreeMap::new(), drops: BTreeMap::new() };
-    if let (Some(dir), Some(before)) = (daemon, before) {
+    let tcp = tcp(record, quick, progress)?;
+    // The account is about the UDP packets: what TCP lost it has sent again.
+    let between = daemon.as_deref().map(settled).transpose()?;
+    let links = link_drops(record)?;
+    let udp = udp(record, quick, progress)?;
+    let mut loads = Loads {
+        measured: vec![Measured::new(record.options.dataplane, tcp, udp)],
+        counters: BTreeMap::new(),
+        drops: BTreeMap::new(),
+    };
+    if let (Some(dir), Some(before), Some(between)) = (daemon, before, between) {
         let after = settled(&dir)?;
         loads.counters = counters(&before, &after);
         loads.drops = grown(&before.drops, &after.drops);
         checks.push(balance(&after));
-        checks.push(explained(&loads, &before, &after, &links));
+        checks.push(explained(udp, &between, &after, &grown(&links, &link_drops(record)?)));
     }
     Ok(loads)
 }
@@ -85,24 +111,25 @@ pub(super) fn run(
 impl Loads {
     /// Adds the same load on another dataplane.
     pub(super) fn compare(&mut self, record: &Record, quick: bool, progress: &Progress) -> Result<()> {
-        self.measured.push(measure(record, quick, progress)?);
+        let (tcp, udp) = (tcp(record, quick, progress)?, udp(record, quick, progress)?);
+        self.measured.push(Measured::new(record.options.dataplane, tcp, udp));
         Ok(())
     }
 
     /// Prints figures, counters and drops.
     pub(super) fn print(&self, progress: &Progress) {
-        let mut rows = table(&["DATAPLANE", "TCP OUT", "TCP IN", "UDP SENT", "DELIVERED", "LOST"]);
-        for m in &self.measured {
+        let rows = self.measured.iter().map(|m| {
             let lost = m.udp_sent.saturating_sub(m.udp_delivered);
-            rows.add_row([
+            vec![
                 m.dataplane.to_string(),
                 format!("{:.2} Gbit/s", m.tcp_out_gbit),
                 format!("{:.2} Gbit/s", m.tcp_in_gbit),
                 format!("{} ({:.0} kpps)", m.udp_sent, m.udp_rate / 1e3),
                 m.udp_delivered.to_string(),
                 format!("{lost} ({:.2} %)", percent(lost, m.udp_sent)),
-            ]);
-        }
+            ]
+        });
+        let rows = table(&["DATAPLANE", "TCP OUT", "TCP IN", "UDP SENT", "DELIVERED", "LOST"], rows);
         progress.line(&format!("\nload, pod-a and host-x, {FLOWS} UDP flows of 64 bytes\n{rows}"));
         if !self.counters.is_empty() {
             let lines: Vec<_> = self.counters.iter().map(|(name, n)| format!("  {name:<40} {n}")).collect();
@@ -114,16 +141,17 @@ impl Loads {
     }
 }
 
-fn measure(record: &Record, quick: bool, progress: &Progress) -> Result<Measured> {
-    let dataplane = record.options.dataplane;
-    let seconds = if quick { 1 } else { 4 };
+fn seconds(quick: bool) -> u64 {
+    if quick { 1 } else { 4 }
+}
+
+/// Gbit/s from the pod and to it.
+fn tcp(record: &Record, quick: bool, progress: &Progress) -> Result<[f64; 2]> {
+    let (dataplane, seconds) = (record.options.dataplane, seconds(quick));
     progress.step(format!("load on {dataplane}: TCP from pod-a to host-x, {seconds} s"))?;
-    let tcp_out_gbit = iperf(record, seconds, false)?;
+    let out = iperf(record, seconds, false)?;
     progress.step(format!("load on {dataplane}: TCP from host-x to pod-a, {seconds} s"))?;
-    let tcp_in_gbit = iperf(record, seconds, true)?;
-    progress.step(format!("load on {dataplane}: {RATE} small UDP packets a second, {seconds} s"))?;
-    let (udp_sent, udp_delivered, udp_rate) = udp(record, Duration::from_secs(seconds))?;
-    Ok(Measured { dataplane, tcp_out_gbit, tcp_in_gbit, udp_sent, udp_delivered, udp_rate, seconds })
+    Ok([out, iperf(record, seconds, true)?])
 }
 
 /// The pod and the outside host of every load, each with namespace and address.
@@ -178,8 +206,10 @@ fn client(address: &str, seconds: u64, reverse: bool) -> Result<f64> {
     bail!("iperf3 from the pod failed: {last}")
 }
 
-/// Sends at the fixed rate; gives packets sent, packets that reached the host's link, and the rate.
-fn udp(record: &Record, time: Duration) -> Result<(u64, u64, f64)> {
+/// Small packets at the fixed rate, counted where they reach the host's link.
+fn udp(record: &Record, quick: bool, progress: &Progress) -> Result<Udp> {
+    let (dataplane, seconds) = (record.options.dataplane, seconds(quick));
+    progress.step(format!("load on {dataplane}: {RATE} small UDP packets a second, {seconds} s"))?;
     let [(pod, _), (host, address)] = ends(record)?;
     let host = Netns::open(host)?;
     let sinks = host.within(|| {
@@ -189,14 +219,14 @@ fn udp(record: &Record, time: Duration) -> Result<(u64, u64, f64)> {
             .collect::<Result<Vec<_>>>()
     })?;
     let before = host.within(|| received("eth0"))?;
-    let (sent, took) = Netns::open(pod)?.within(|| send(address, time))?;
+    let (sent, took) = Netns::open(pod)?.within(|| send(address, Duration::from_secs(seconds)))?;
     // What is queued on the way still arrives.
     std::thread::sleep(Duration::from_millis(300));
-    let delivered = host.within(|| received("eth0"))?.saturating_sub(before);
+    let delivered = host.within(|| received("eth0"))?.saturating_sub(before).min(sent);
     drop(sinks);
     #[allow(clippy::cast_precision_loss, reason = "far below 2^53")]
     let rate = sent as f64 / took.as_secs_f64();
-    Ok((sent, delivered.min(sent), rate))
+    Ok(Udp { sent, delivered, rate })
 }
 
 fn send(to: Ipv4Addr, time: Duration) -> Result<(u64, Duration)> {
@@ -321,11 +351,11 @@ fn balance(after: &Stats) -> Check {
 }
 
 /// Every packet that was lost must stand in some counter by name.
-fn explained(loads: &Loads, before: &Stats, after: &Stats, links: &BTreeMap<String, u64>) -> Check {
-    let lost: u64 = loads.measured.iter().map(|m| m.udp_sent.saturating_sub(m.udp_delivered)).sum();
+fn explained(udp: Udp, before: &Stats, after: &Stats, links: &BTreeMap<String, u64>) -> Check {
+    let lost = udp.sent - udp.delivered;
     let bpf = grown(&before.bpf, &after.bpf).into_iter().filter(|(name, _)| name.contains("drop"));
-    let named: BTreeMap<String, u64> =
-        loads.drops.clone().into_iter().chain(bpf).chain(links.clone()).collect();
+    let engine = grown(&before.drops, &after.drops).into_iter();
+    let named: BTreeMap<String, u64> = engine.chain(bpf).chain(links.clone()).collect();
     let total: u64 = named.values().sum();
     let list: Vec<_> = named.iter().map(|(name, n)| format!("{name} {n}")).collect();
     let list = if list.is_empty() { "none".to_owned() } else { list.join(", ") };

@@ -73,19 +73,10 @@ pub(super) fn net(text: &str) -> Result<Ipv4Net, String> {
 fn text(flows: &Flows) -> String {
     let head =
         ["ID", "PROTO", "STATE", "ORIGIN", "FLOW", "SEEN OUTSIDE AS", "IDLE", "PACKETS", "BYTES", "PODS"];
-    let mut rows = table(&head);
-    for flow in &flows.rows {
-        rows.add_row(row(flow));
-    }
+    let rows = table(&head, flows.rows.iter().map(|flow| row(flow).into()));
     let cut = flows.matched.saturating_sub(flows.rows.len() as u64);
     let cut = if cut > 0 { format!(", {cut} not shown (--limit)") } else { String::new() };
-    format!(
-        "{}\n{} match{cut}; {} of {} flows in use",
-        rows.trim_fmt(),
-        flows.matched,
-        flows.live,
-        flows.capacity
-    )
+    format!("{rows}\n{} match{cut}; {} of {} flows in use", flows.matched, flows.live, flows.capacity)
 }
 
 fn row(flow: &FlowRow) -> [String; 10] {

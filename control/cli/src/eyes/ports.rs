@@ -33,21 +33,21 @@ pub(crate) fn run(args: &PortsArgs) -> Result<()> {
 }
 
 fn text(ports: &PortContract) -> String {
-    let mut rows = table(&[]);
+    let mut rows = Vec::new();
     let address = ports.address.map_or("no primary ENI".into(), |a| a.to_string());
-    rows.add_row(["address".to_owned(), address]);
+    rows.push(vec!["address".to_owned(), address]);
     for (name, used) in [("tcp", &ports.tcp), ("udp", &ports.udp), ("icmp ids", &ports.icmp)] {
-        rows.add_row([format!("Sluice uses, {name}"), format!("{} ({} ports)", ranges(used), count(used))]);
+        rows.push(vec![format!("Sluice uses, {name}"), format!("{} ({} ports)", ranges(used), count(used))]);
     }
-    rows.add_row(["given by the state".to_owned(), ranges(&ports.configured)]);
-    rows.add_row(["taken out by the state".to_owned(), ranges(&ports.excluded)]);
-    rows.add_row(["NodePort range, never used".to_owned(), ports.node_ports.to_string()]);
+    rows.push(vec!["given by the state".to_owned(), ranges(&ports.configured)]);
+    rows.push(vec!["taken out by the state".to_owned(), ranges(&ports.excluded)]);
+    rows.push(vec!["NodePort range, never used".to_owned(), ports.node_ports.to_string()]);
     let listeners: Vec<_> = ports.listeners.iter().map(|l| format!("{}/{}", l.port, l.protocol)).collect();
-    rows.add_row(["held by processes of the node".to_owned(), or_none(listeners.join(", "))]);
+    rows.push(vec!["held by processes of the node".to_owned(), or_none(listeners.join(", "))]);
     let ephemeral = ports.ephemeral.map_or("unknown".into(), |r| r.to_string());
-    rows.add_row(["the host's ephemeral ports".to_owned(), ephemeral]);
-    rows.add_row(["reserved from the host's sockets".to_owned(), ranges(&ports.reserved)]);
-    let mut out = rows.trim_fmt();
+    rows.push(vec!["the host's ephemeral ports".to_owned(), ephemeral]);
+    rows.push(vec!["reserved from the host's sockets".to_owned(), ranges(&ports.reserved)]);
+    let mut out = table(&[], rows);
     for finding in &ports.findings {
         out.push_str(&format!("\nconflict: {}: {}", finding.subject, finding.what));
         if !finding.remedy.is_empty() {

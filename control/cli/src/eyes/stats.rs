@@ -74,31 +74,26 @@ fn section(out: &mut String, title: &str, counters: &BTreeMap<String, u64>, all:
     let shown: Vec<_> = counters.iter().filter(|(_, n)| all || **n > 0).collect();
     let zero = counters.len() - shown.len();
     out.push_str(&format!("\n{title}{}\n", at_zero(zero)));
-    let mut rows = table(&[]);
-    for (name, n) in shown {
-        rows.add_row([format!("  {name}"), n.to_string()]);
-    }
-    push(out, &rows);
+    push(out, &table(&[], shown.into_iter().map(|(name, n)| vec![format!("  {name}"), n.to_string()])));
 }
 
 fn drops(out: &mut String, title: &str, counters: &BTreeMap<String, u64>, all: bool) {
     let shown: Vec<_> = counters.iter().filter(|(_, n)| all || **n > 0).collect();
     out.push_str(&format!("\n{title}{}\n", at_zero(counters.len() - shown.len())));
-    let mut rows = table(&[]);
-    for (name, n) in shown {
+    let rows = shown.into_iter().map(|(name, n)| {
         let reason = Drop::ALL.iter().find(|d| d.name() == name).map_or("", |d| d.explain());
-        rows.add_row([format!("  {name}"), n.to_string(), reason.to_owned()]);
-    }
-    push(out, &rows);
+        vec![format!("  {name}"), n.to_string(), reason.to_owned()]
+    });
+    push(out, &table(&[], rows));
 }
 
 fn at_zero(n: usize) -> String {
     if n == 0 { ":".into() } else { format!(" ({n} at zero):") }
 }
 
-fn push(out: &mut String, rows: &comfy_table::Table) {
-    if rows.row_count() > 0 {
-        out.push_str(&rows.trim_fmt());
+fn push(out: &mut String, rows: &str) {
+    if !rows.is_empty() {
+        out.push_str(rows);
         out.push('\n');
     }
 }

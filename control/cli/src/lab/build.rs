@@ -231,12 +231,13 @@ fn sysctl(key: &str, value: &str) -> Result<()> {
 }
 
 /// What ENA has: checksums and scatter-gather, no TSO, GRO. The fabric's end stands for another machine: its NAPI gets a
-/// thread of its own, or its TCP would run inside the node's transmit call.
+/// thread of its own, or its TCP would run inside the node's transmit call, and it completes its checksums, as every frame on a
+/// wire has them: XDP sees a veth's frames without the promise that they are partial.
 fn offloads(plan: &Topology, eni: &EniLink) -> Result<()> {
     let name = eni.name.as_str();
     let set = ["-K", name, "tx", "on", "sg", "on", "tso", "off", "tx-udp-segmentation", "off", "gro", "on"];
     Netns::open(&plan.node)?.within(|| shell::run("ethtool", &set))?;
-    Netns::open(&plan.fabric)?.within(|| shell::run("ethtool", &["-K", name, "gro", "on"]))?;
+    Netns::open(&plan.fabric)?.within(|| shell::run("ethtool", &["-K", name, "gro", "on", "tx", "off"]))?;
     // sysfs shows the namespace it was mounted in: `ip netns exec` mounts the right one. Kernels below 5.12 have no such
     // file, and are only slower to measure on.
     let threaded =

@@ -1,7 +1,7 @@
 //! What a lab leaves on disk, so that later commands, and a `down` after a kill -9, know what there is.
 
 use std::fs::{File, OpenOptions};
-use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
@@ -80,22 +80,43 @@ impl Paths {
     ///
     /// # Errors
     /// Another one holds it, or the file system refuses.
-    pub(crate) fn lock(&self) -> Result<Flock<File>> {
+    pub(crate) fn lock(&self) -> Result<Lock> {
         std::fs::create_dir_all(ROOT).with_context(|| format!("cannot create {ROOT}: root is needed"))?;
         let path = PathBuf::from(ROOT).join(format!("{}.lock", self.name));
-        let file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&path)
-            .with_context(|| format!("cannot open {}", path.display()))?;
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => Ok(lock),
-            Err((_, nix::errno::Errno::EWOULDBLOCK)) => {
-                bail!("another `sluice lab up` or `down` works on the lab `{}` right now", self.name)
+        loop {
+            let file = OpenOptions::new()
+                .create(true)
+                .truncate(false)
+                .write(true)
+                .open(&path)
+                .with_context(|| format!("cannot open {}", path.display()))?;
+            let held = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                Ok(held) => held,
+                Err((_, nix::errno::Errno::EWOULDBLOCK)) => {
+                    bail!("another `sluice lab up` or `down` works on the lab `{}` right now", self.name)
+                }
+                Err((_, e)) => return Err(e).with_context(|| format!("cannot lock {}", path.display())),
+            };
+            // A holder removes the file before it lets go: what was opened before that locks nobody out.
+            let current = std::fs::metadata(&path).map(|m| m.ino()).ok();
+            if current == held.metadata().map(|m| m.ino()).ok() {
+                return Ok(Lock { path, _held: held });
             }
-            Err((_, e)) => Err(e).with_context(|| format!("cannot lock {}", path.display())),
         }
+    }
+}
+
+/// The lab's lock; its file goes with it.
+#[derive(Debug)]
+pub(crate) struct Lock {
+    path: PathBuf,
+    _held: Flock<File>,
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Only root and only this process writes there; a file that stays is empty and harmless.
+        let _ = std::fs::remove_file(&self.path);
     }
 }
 

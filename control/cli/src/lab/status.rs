@@ -79,8 +79,11 @@ struct Member {
     address: String,
     gateway: String,
     gateway_mac: String,
-    #[serde(flatten)]
-    interface: Interface,
+    /// The member's own end of its veth.
+    interface: String,
+    ifindex: Option<u32>,
+    mac: String,
+    mtu: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     eni: Option<String>,
 }
@@ -128,25 +131,37 @@ fn status(record: &Record) -> Result<Status> {
         owned: plan.owned(eni).iter().map(ToString::to_string).collect(),
         source_check_drops: drops.get(&eni.name).copied().unwrap_or_default(),
     });
-    let pods = plan.pods.iter().map(|pod| Member {
-        name: pod.name.clone(),
-        role: "pod".into(),
-        namespace: pod.namespace.clone(),
-        address: pod.address.to_string(),
-        gateway: super::topology::POD_GATEWAY.to_string(),
-        gateway_mac: pod.gateway_mac.to_string(),
-        interface: interface(&links(&pod.namespace), "eth0", &pod.mac),
-        eni: Some(pod.eni.clone()),
+    let pods = plan.pods.iter().map(|pod| {
+        let link = links(&pod.namespace).remove("eth0");
+        Member {
+            name: pod.name.clone(),
+            role: "pod".into(),
+            namespace: pod.namespace.clone(),
+            address: pod.address.to_string(),
+            gateway: super::topology::POD_GATEWAY.to_string(),
+            gateway_mac: pod.gateway_mac.to_string(),
+            interface: "eth0".into(),
+            ifindex: link.as_ref().map(|l| l.ifindex),
+            mac: pod.mac.to_string(),
+            mtu: link.as_ref().map(|l| l.mtu),
+            eni: Some(pod.eni.clone()),
+        }
     });
-    let hosts = plan.hosts.iter().map(|host| Member {
-        name: host.name.clone(),
-        role: host.role.clone(),
-        namespace: host.namespace.clone(),
-        address: host.address.to_string(),
-        gateway: host.gateway.to_string(),
-        gateway_mac: host.gateway_mac.to_string(),
-        interface: interface(&links(&host.namespace), "eth0", &host.mac),
-        eni: None,
+    let hosts = plan.hosts.iter().map(|host| {
+        let link = links(&host.namespace).remove("eth0");
+        Member {
+            name: host.name.clone(),
+            role: host.role.clone(),
+            namespace: host.namespace.clone(),
+            address: host.address.to_string(),
+            gateway: host.gateway.to_string(),
+            gateway_mac: host.gateway_mac.to_string(),
+            interface: "eth0".into(),
+            ifindex: link.as_ref().map(|l| l.ifindex),
+            mac: host.mac.to_string(),
+            mtu: link.as_ref().map(|l| l.mtu),
+            eni: None,
+        }
     });
     let processes: Vec<_> = record
         .processes
@@ -246,11 +261,11 @@ fn print(status: &Status) {
         "lab {name}: {condition}, dataplane {dataplane}, EXTERNALSNAT={}, {directory}",
         status.external_snat
     );
-    let mut members =
-        table(&["NAME", "NAMESPACE", "ADDRESS", "INTERFACE", "IFINDEX", "MAC", "MTU", "GATEWAY", "WHAT"]);
+    let head = ["NAME", "NAMESPACE", "ADDRESS", "INTERFACE", "IFINDEX", "MAC", "MTU", "GATEWAY", "WHAT"];
+    let mut members = Vec::new();
     let number = |n: Option<u32>| n.map_or("gone".into(), |n| n.to_string());
     for eni in &status.node.enis {
-        members.add_row([
+        members.push(vec![
             "node".into(),
             status.node.namespace.clone(),
             eni.address.clone(),
@@ -267,14 +282,14 @@ fn print(status: &Status) {
         ]);
     }
     for member in status.pods.iter().chain(&status.hosts) {
-        members.add_row([
+        members.push(vec![
             member.name.clone(),
             member.namespace.clone(),
             member.address.clone(),
-            member.interface.name.clone(),
-            number(member.interface.ifindex),
-            member.interface.mac.clone(),
-            number(member.interface.mtu),
+            member.interface.clone(),
+            number(member.ifindex),
+            member.mac.clone(),
+            number(member.mtu),
             member.gateway.clone(),
             member.eni.as_ref().map_or_else(
                 || member.role.clone(),
@@ -285,7 +300,7 @@ fn print(status: &Status) {
             ),
         ]);
     }
-    println!("{members}");
+    println!("{}", table(&head, members));
     for process in &status.processes {
         let alive = if process.alive { "runs" } else { "is gone" };
         println!("{} (pid {}) {alive}, log {}", process.name, process.pid, process.log);

@@ -6,7 +6,9 @@ use std::net::Ipv4Addr;
 
 /// Source, destination, ports and protocol of one direction. Addresses and ports are in host order.
 ///
-/// An ICMP query carries its identifier as both ports, so that the reply's key is [`FlowKey::reversed`] as for TCP and UDP.
+/// An ICMP query's identifier is its asker's port, and zero the port of who answers: [`FlowKey::echo_request`]. So the
+/// reply's key is [`FlowKey::reversed`] as for TCP and UDP, and two hosts that ask each other with one identifier have two
+/// flows (nf_conntrack keeps the ICMP type for that).
 /// A protocol without ports has zero for both.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(C)]
@@ -28,6 +30,27 @@ impl FlowKey {
         }
     }
 
+    /// The key of an ICMP query from `src`.
+    #[inline]
+    #[must_use]
+    pub const fn echo_request(src: u32, dst: u32, id: u16) -> Self {
+        Self::new(src, dst, id, 0, 1)
+    }
+
+    /// The key of the answer from `src` to an ICMP query.
+    #[inline]
+    #[must_use]
+    pub const fn echo_reply(src: u32, dst: u32, id: u16) -> Self {
+        Self::new(src, dst, 0, id, 1)
+    }
+
+    /// The identifier of an ICMP query or its answer.
+    #[inline]
+    #[must_use]
+    pub const fn echo_id(&self) -> u16 {
+        self.sport() | self.dport()
+    }
+
     /// Source address.
     #[inline]
     #[must_use]
@@ -42,14 +65,14 @@ impl FlowKey {
         self.addresses as u32
     }
 
-    /// Source port or ICMP identifier.
+    /// Source port; the identifier of an ICMP query.
     #[inline]
     #[must_use]
     pub const fn sport(&self) -> u16 {
         (self.ports >> 48) as u16
     }
 
-    /// Destination port or ICMP identifier.
+    /// Destination port; the identifier of an answer to an ICMP query.
     #[inline]
     #[must_use]
     pub const fn dport(&self) -> u16 {

@@ -118,6 +118,12 @@ impl Local {
             self.credit = (room / table.workers.len() as u32).max(1);
         }
         let index = self.cache.pop().or_else(|| self.refill(table))?;
+        if let Some(next) = self.cache.last() {
+            // The next flow's memory, on its way while this one is made.
+            for dir in [Dir::Forward, Dir::Reply] {
+                table.prefetch_flow(FlowId(*next), dir);
+            }
+        }
         self.credit -= 1;
         Some(index)
     }

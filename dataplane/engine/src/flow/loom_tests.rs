@@ -258,3 +258,37 @@ fn loom_reply_and_expiry_agree_on_one_state() {
         assert_eq!(table.slot(id.0).load_state().life(), Life::Dead, "a packet brought a removed flow back");
     });
 }
+
+/// Keys from `sport` on whose flows' forward word goes to `bucket` first, and whose reply word does not.
+fn in_bucket(table: &FlowTable, bucket: usize, sport: u16) -> NewFlow {
+    let first = |key: &FlowKey| table.bucket_numbers(table.hash(key)).0;
+    (sport..)
+        .map(|sport| new_flow(key(sport, 2), key(sport, 3)))
+        .find(|flow| first(&flow.original) == bucket && first(&flow.translated.reversed()) != bucket)
+        .unwrap()
+}
+
+#[test]
+fn loom_one_key_in_two_buckets_is_inserted_once() {
+    // One insert finds the first bucket full, the other one a word of it just given back: no word is common to both.
+    model(2, || {
+        let table = Arc::new(FlowTable::new(4, 2, 7));
+        let (mut a, mut b) = (table.local(0).unwrap(), table.local(1).unwrap());
+        let contested = key(1, 2);
+        let (bucket, _) = table.bucket_numbers(table.hash(&contested));
+        let filler = in_bucket(&table, bucket, 100);
+        let second = in_bucket(&table, bucket, filler.original.sport() + 1);
+        let id = a.insert(&table, &filler, NOW).unwrap();
+        a.insert(&table, &second, NOW).unwrap();
+        let thread = {
+            let table = Arc::clone(&table);
+            thread::spawn(move || {
+                assert!(b.remove(&table, id));
+                b.insert(&table, &new_flow(contested, key(11, 2)), NOW)
+            })
+        };
+        let first = a.insert(&table, &new_flow(contested, key(10, 2)), NOW);
+        let second = thread.join().unwrap();
+        assert!(first.is_ok() != second.is_ok(), "{first:?} {second:?}");
+    });
+}

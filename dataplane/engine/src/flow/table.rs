@@ -184,6 +184,14 @@ impl FlowTable {
         prefetch::read(&self.buckets[hash as usize & self.mask]);
     }
 
+    /// Fetches both buckets in which a flow of this hash can be: for a key that is most likely nobody's.
+    #[inline]
+    pub fn prefetch_both(&self, hash: u64) {
+        let (first, second) = self.bucket_numbers(hash);
+        prefetch::read(&self.buckets[first]);
+        prefetch::read(&self.buckets[second]);
+    }
+
     /// The flow that a key of this hash most likely belongs to, by its tag alone: worth a prefetch, not to be believed.
     #[inline]
     #[must_use]

@@ -76,10 +76,8 @@ impl PortChooser {
         address: u32,
         mut attempt: impl FnMut(FlowKey) -> Attempt<T>,
     ) -> Option<T> {
-        let icmp = original.proto() == crate::wire::proto::ICMP;
         let mut offer = |port: u16| {
-            let dport = if icmp { port } else { original.dport() };
-            attempt(FlowKey::new(address, original.dst(), port, dport, original.proto()))
+            attempt(FlowKey::new(address, original.dst(), port, original.dport(), original.proto()))
         };
         if mode == RandomizeSnat::None
             && ports.set.contains(original.sport())
@@ -103,7 +101,7 @@ impl PortChooser {
                 return Some(done);
             }
         }
-        let destination = (original.dst(), if icmp { 0 } else { original.dport() }, original.proto());
+        let destination = (original.dst(), original.dport(), original.proto());
         let mut scans = 0;
         let found = self.tracker(destination).search(now, ports, start, &mut scans, offer);
         self.scans += scans;

@@ -64,7 +64,7 @@ pub fn quoted(bytes: &[u8], parsed: &Parsed) -> Result<Quoted, Drop> {
         proto::ICMP if is_error(l4[0]) => return Err(Drop::IcmpNested),
         proto::ICMP if matches!(l4[0], 0 | 8) => {
             let id = u16::from_be_bytes([l4[4], l4[5]]);
-            (id, id)
+            if l4[0] == 8 { (id, 0) } else { (0, id) }
         }
         // Its place of the identifier means something else, and a flow of identifier zero may exist.
         proto::ICMP => return Err(Drop::IcmpUnknownFlow),
@@ -123,8 +123,9 @@ fn translate_quotation(bytes: &mut [u8], ip: usize, quoted: &Quoted, rewrite: &R
     };
     if quoted.key.proto() == proto::ICMP {
         // Only queries have an identifier, and no other ICMP has a flow to be found by.
-        bytes[l4 + 4..l4 + 6].copy_from_slice(&rewrite.dport.to_be_bytes());
-        delta = checksum::add(delta, checksum::delta16(quoted.key.sport(), rewrite.dport));
+        let id = rewrite.sport | rewrite.dport;
+        bytes[l4 + 4..l4 + 6].copy_from_slice(&id.to_be_bytes());
+        delta = checksum::add(delta, checksum::delta16(quoted.key.echo_id(), id));
     } else {
         bytes[l4..l4 + 2].copy_from_slice(&rewrite.dport.to_be_bytes());
         bytes[l4 + 2..l4 + 4].copy_from_slice(&rewrite.sport.to_be_bytes());

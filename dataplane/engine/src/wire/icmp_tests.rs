@@ -35,10 +35,9 @@ fn translated(error: &[u8], from: FlowKey, to: FlowKey) -> Vec<u8> {
 
 /// The flow A:40000>X:53, seen outside as N:5000>X:53, in the direction of its replies.
 fn reply(protocol: u8) -> (FlowKey, FlowKey) {
-    let (port, own, outside) = if protocol == 1 { (5000, 5000, 40_000) } else { (53, 5000, 53) };
-    let to =
-        if protocol == 1 { key(X, outside, A, outside, 1) } else { key(X, outside, A, 40_000, protocol) };
-    (key(X, port, N, own, protocol), to)
+    // Who answers an ICMP query has no port.
+    let port = if protocol == 1 { 0 } else { 53 };
+    (key(X, port, N, 5000, protocol), key(X, port, A, 40_000, protocol))
 }
 
 #[test]

@@ -22,6 +22,7 @@ mod icmp_tests;
 mod tests;
 
 pub use mss::{TcpOptions, clamp_mss, mss_for, tcp_options};
+pub(crate) use parse::parse_into;
 pub use parse::{ETHERNET_LEN, Kind, Parsed, TcpFlags, TcpHeader, parse, proto, usable_source};
 pub use report::{Report, may_report, report};
 pub use rewrite::{Rewrite, Ttl, apply, set_ethernet, set_ip_id};

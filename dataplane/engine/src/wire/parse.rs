@@ -36,6 +36,19 @@ pub fn parse(bytes: &[u8], frame_len: usize) -> Result<Parsed, Drop> {
     }
 }
 
+/// [`parse()`] into memory that is there already, so that a batch's results are written once.
+///
+/// # Errors
+/// As [`parse()`]; `parsed` is then as it was.
+#[inline(always)]
+pub(crate) fn parse_into(bytes: &[u8], frame_len: usize, parsed: &mut Parsed) -> Result<(), Drop> {
+    match common(bytes, frame_len) {
+        Some(common) => *parsed = common,
+        None => *parsed = parse_any(bytes, frame_len)?,
+    }
+    Ok(())
+}
+
 /// Bytes up to the end of the shortest L4 header.
 const COMMON_LEN: usize = ETHERNET_LEN + 20 + 8;
 
@@ -194,8 +207,10 @@ fn read_l4(l4: &[u8], parsed: &mut Parsed) -> Result<(), Drop> {
             parsed.kind = match h[0] {
                 0 | 8 => {
                     let id = u16::from_be_bytes([h[4], h[5]]);
-                    parsed.key = FlowKey::new(src, dst, id, id, protocol);
-                    Kind::IcmpQuery { reply: h[0] == 0 }
+                    let reply = h[0] == 0;
+                    let key = if reply { FlowKey::echo_reply } else { FlowKey::echo_request };
+                    parsed.key = key(src, dst, id);
+                    Kind::IcmpQuery { reply }
                 }
                 kind if super::icmp::is_error(kind) => Kind::IcmpError,
                 _ => Kind::IcmpOther,
@@ -255,7 +270,7 @@ pub const fn usable_source(src: u32) -> bool {
 /// What the headers of a packet say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Parsed {
-    /// Addresses, ports (ICMP query: identifier in both places; none: zero) and protocol.
+    /// Addresses, ports (ICMP query: its identifier as the asker's; none: zero) and protocol.
     pub key: FlowKey,
     /// What it carries.
     pub kind: Kind,
@@ -274,6 +289,18 @@ pub struct Parsed {
 }
 
 impl Parsed {
+    /// What stands in memory before anything was parsed into it.
+    pub(crate) const NOTHING: Self = Self {
+        key: FlowKey::new(0, 0, 0, 0, 0),
+        kind: Kind::Other(0),
+        ttl: 0,
+        header_len: 20,
+        l4_header_len: 0,
+        total_len: 20,
+        id: 0,
+        fragment: 0,
+    };
+
     /// Where the L4 header begins, from the start of the frame; for a later fragment, where its bytes begin.
     #[inline]
     #[must_use]

@@ -14,9 +14,9 @@ pub struct Rewrite {
     pub src: u32,
     /// New destination address, host order.
     pub dst: u32,
-    /// New source port or ICMP identifier.
+    /// New source port; the identifier of an ICMP query.
     pub sport: u16,
-    /// New destination port; the same as `sport` for ICMP.
+    /// New destination port; the identifier of an answer to an ICMP query.
     pub dport: u16,
     /// Sum of `new - old` over the addresses: what the IP header's checksum and a pseudo header change by.
     pub l3_delta: u16,
@@ -31,12 +31,9 @@ impl Rewrite {
         let l3_delta =
             checksum::add(checksum::delta32(from.src(), to.src()), checksum::delta32(from.dst(), to.dst()));
         let sport = checksum::delta16(from.sport(), to.sport());
-        let l4_delta = if from.proto() == proto::ICMP {
-            sport
-        } else {
-            let dport = checksum::delta16(from.dport(), to.dport());
-            checksum::add(l3_delta, checksum::add(sport, dport))
-        };
+        let ports = checksum::add(sport, checksum::delta16(from.dport(), to.dport()));
+        // ICMP has no pseudo header.
+        let l4_delta = if from.proto() == proto::ICMP { ports } else { checksum::add(l3_delta, ports) };
         Self {
             src: to.src(),
             dst: to.dst(),
@@ -116,13 +113,15 @@ pub fn apply(bytes: &mut [u8], parsed: &Parsed, rewrite: &Rewrite, ttl: Ttl, par
         }
         Kind::IcmpQuery { .. } => {
             let Some((icmp, payload)) = l4.split_first_chunk_mut::<8>() else { return };
-            icmp[4..6].copy_from_slice(&rewrite.sport.to_be_bytes());
+            // One of the two is zero.
+            let id = rewrite.sport | rewrite.dport;
+            icmp[4..6].copy_from_slice(&id.to_be_bytes());
             // A partial ICMP checksum has no pseudo header: whoever completes it sums the new identifier by itself.
             if !partial {
                 let field = u16::from_be_bytes([icmp[2], icmp[3]]);
                 let mut updated = checksum::update(field, rewrite.l4_delta);
-                let zeros = [icmp[0], icmp[6], icmp[7]] == [0; 3] && rewrite.sport == 0;
-                if updated == 0 && zeros && parsed.key.sport() != 0 {
+                let zeros = [icmp[0], icmp[6], icmp[7]] == [0; 3] && id == 0;
+                if updated == 0 && zeros && parsed.key.echo_id() != 0 {
                     updated = null_reply(icmp[1], payload, usize::from(parsed.payload_len()));
                 }
                 icmp[2..4].copy_from_slice(&updated.to_be_bytes());

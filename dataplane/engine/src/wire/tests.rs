@@ -39,7 +39,7 @@ prop_compose! {
         sport in any::<u16>(),
         dport in any::<u16>(),
     ) -> FlowKey {
-        if proto == proto::ICMP { FlowKey::new(src, dst, sport, sport, proto) } else { FlowKey::new(src, dst, sport, dport, proto) }
+        if proto == proto::ICMP { FlowKey::echo_request(src, dst, sport) } else { FlowKey::new(src, dst, sport, dport, proto) }
     }
 }
 
@@ -72,7 +72,12 @@ proptest! {
         let builder = match key.proto() {
             6 => testing::tcp(&from, &to).flag_bits(flags).seq(numbers.0).ack(numbers.1).window(numbers.2).tcp_options(&vec![1; tcp_options * 4]),
             17 => testing::udp(&from, &to),
-            _ => testing::echo_reply(&address(key.src()), &address(key.dst()), key.sport(), 9),
+            _ if numbers.2 % 2 == 0 => testing::echo_reply(&address(key.src()), &address(key.dst()), key.sport(), 9),
+            _ => testing::echo_request(&address(key.src()), &address(key.dst()), key.sport(), 9),
+        };
+        let key = match key.proto() {
+            1 if numbers.2 % 2 == 0 => FlowKey::echo_reply(key.src(), key.dst(), key.sport()),
+            _ => key,
         };
         let builder = builder.payload(&payload).ip_options(&vec![1; options * 4]).ttl(ttl).id(id).padding(padding);
         let frame = if dont_fragment { builder.dont_fragment() } else { builder }.build();
@@ -109,7 +114,7 @@ proptest! {
             3 => testing::fragments(&sent, 24).remove(1),
             4 => testing::icmp_error(3, 4, "198.51.100.7", "10.0.9.5", &sent).mtu(1400).quote(60).build(),
             5 => testing::icmp_error(3, 3, "198.51.100.7", "10.0.9.5", &udp(&FlowKey::new(0x0A00_0905, 9, 1, 2, 17), b"x")).build(),
-            6 => testing::icmp_error(11, 0, "198.51.100.7", "10.0.9.5", &echo(&FlowKey::new(0x0A00_0905, 9, 1, 1, 1), b"x")).build(),
+            6 => testing::icmp_error(11, 0, "198.51.100.7", "10.0.9.5", &echo(&FlowKey::echo_request(0x0A00_0905, 9, 1), b"x")).build(),
             _ => testing::raw("10.0.1.10", "10.0.1.11", 47).payload(&[1; 30]).build(),
         };
         let mut data = steer.to_vec();
@@ -296,7 +301,7 @@ fn identity_keeps_even_a_wrong_checksum() {
     for key in [
         FlowKey::new(0x0A00_010A, 7, 1, 2, 17),
         FlowKey::new(0x0A00_010A, 7, 1, 2, 6),
-        FlowKey::new(0x0A00_010A, 7, 1, 1, 1),
+        FlowKey::echo_request(0x0A00_010A, 7, 1),
     ] {
         assert_eq!((Rewrite::identity(&key).l3_delta, Rewrite::identity(&key).l4_delta), (0, 0));
         let (mut before, field) = match key.proto() {
@@ -322,7 +327,7 @@ fn an_echo_reply_of_zeros_gets_the_checksum_of_zeros() {
             |id| testing::echo_reply("203.0.113.9", "10.0.9.5", id, 0).payload(&[0; 20]).padding(3).build();
         let mut frame = reply(from);
         let p = parsed(&frame);
-        let key = |id| FlowKey::new(p.key.src(), p.key.dst(), id, id, 1);
+        let key = |id| FlowKey::echo_reply(p.key.src(), p.key.dst(), id);
         apply(&mut frame, &p, &Rewrite::new(&key(from), &key(to)), Ttl::Keep, false);
         assert_eq!(l4_checksum(&frame, &parsed(&frame), false), L4Checksum::Good, "{from} to {to}");
         if to == 0 {

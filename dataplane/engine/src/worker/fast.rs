@@ -11,7 +11,7 @@ use crate::flow::Origin;
 use crate::frame::{Frame, GsoKind, Packet};
 use crate::snapshot::HopKind;
 use crate::verdict::Verdict;
-use crate::wire::{self, Kind, Parsed, TcpFlags, Ttl};
+use crate::wire::{self, Kind, TcpFlags, Ttl};
 
 impl<F: Frame> Worker<F> {
     #[inline]
@@ -19,9 +19,9 @@ impl<F: Frame> Worker<F> {
         &mut self,
         moment: Moment<'_>,
         packet: &mut Packet<F>,
-        parsed: &Parsed,
         stage: &Staged,
     ) -> Option<(Verdict, Matched)> {
+        let parsed = &stage.parsed;
         #[cfg(test)]
         if self.general_only {
             return None;

@@ -1,6 +1,6 @@
 //! The end of a packet: counted, traced, and out; or into a waiting room; or dropped, with word to its sender.
 
-use super::target::Exit;
+use super::target::{Exit, Target};
 use super::waiting::{PATIENCE_NS, Waiting};
 use super::{End, Matched, Moment, Output, Sinks, Worker};
 use crate::counters::Event;
@@ -32,9 +32,7 @@ impl<F: Frame> Worker<F> {
             End::Done(verdict, matched) => self.end(moment.now, sinks, packet, Some(slot), matched, verdict),
             End::Wait { target, destination, next, matched } => {
                 let flow = matched.map(|m| self.flow_note(m));
-                let until = moment.now + PATIENCE_NS;
-                let waiting = Waiting { packet, target, destination, until, flow };
-                self.wait(moment.now, sinks, waiting, next);
+                self.wait_for(moment.now, sinks, packet, target, destination, next, flow);
             }
             End::Tell { reason, report, matched } => {
                 self.tell(moment, sinks, packet, parsed, slot, matched, (reason, report));
@@ -95,11 +93,23 @@ impl<F: Frame> Worker<F> {
         sinks.out.push(Output { frame, verdict, offload, ingress });
     }
 
+    /// Keeps a packet until the Ethernet address of its next hop is known.
     #[cold]
-    fn wait<T: Trace>(&mut self, now: u64, sinks: &mut Sinks<'_, F, T>, waiting: Waiting<F>, next: u32) {
+    #[expect(clippy::too_many_arguments, reason = "the packet, where it goes and what it waits for")]
+    pub(super) fn wait_for<T: Trace>(
+        &mut self,
+        now: u64,
+        sinks: &mut Sinks<'_, F, T>,
+        packet: Packet<F>,
+        target: Target,
+        destination: u32,
+        next: u32,
+        flow: Option<FlowNote>,
+    ) {
         if self.wanted.len() < self.wanted.capacity() {
-            self.wanted.push((waiting.target.ifindex(), next));
+            self.wanted.push((target.ifindex(), next));
         }
+        let waiting = Waiting { packet, target, destination, until: now + PATIENCE_NS, flow };
         if let Err(waiting) = self.waiting.enter(waiting) {
             let verdict = Verdict::Drop(Drop::NeighbourQueueFull);
             self.end_held(now, sinks, waiting.packet, waiting.flow, verdict);
@@ -154,9 +164,8 @@ impl<F: Frame> Worker<F> {
                 self.emit(sinks, packet, verdict);
             }
             Err(unresolved) => {
-                let (target, until) = (back.exit.target(), moment.now + PATIENCE_NS);
-                let waiting = Waiting { packet, target, destination: sender, until, flow: None };
-                self.wait(moment.now, sinks, waiting, unresolved.address);
+                let target = back.exit.target();
+                self.wait_for(moment.now, sinks, packet, target, sender, unresolved.address, None);
             }
         }
     }

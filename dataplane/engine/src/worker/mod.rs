@@ -16,6 +16,7 @@ mod errors;
 mod fast;
 mod finish;
 mod forward;
+mod fragments;
 mod open;
 mod target;
 mod waiting;
@@ -23,10 +24,12 @@ mod waiting;
 use std::sync::Arc;
 
 use self::finish::IcmpBudget;
+use self::fragments::{Fragment, Piece};
 use self::target::Target;
 use self::waiting::WaitingRoom;
 use crate::counters::{Counters, Event};
 use crate::flow::{Aged, Dir, FlowId, FlowTable, Local, Origin, TableError, TcpSegment, TcpVerdict};
+use crate::frag::{self, FragTable, FragmentIds};
 use crate::frame::{Frame, Ingress, Offload, Packet};
 use crate::nat::PortChooser;
 use crate::random::Random;
@@ -64,10 +67,12 @@ pub struct Setup {
     pub id: u16,
     /// How many workers there are.
     pub workers: u16,
-    /// Its entropy.
+    /// Entropy, the same for all workers: they must agree on whose a datagram's fragments are.
     pub seed: u64,
     /// Fragments that may wait, over all workers.
     pub fragments: u32,
+    /// How long one waits for its first fragment, in nanoseconds.
+    pub fragment_timeout: u64,
 }
 
 /// A worker.
@@ -79,6 +84,8 @@ pub struct Worker<F> {
     random: Random,
     ports: PortChooser,
     waiting: WaitingRoom<F>,
+    fragments: FragTable<Fragment<F>, Piece>,
+    fragment_ids: FragmentIds,
     wanted: Vec<(u32, u32)>,
     icmp: IcmpBudget,
     staged: Vec<Staged>,
@@ -91,9 +98,14 @@ pub struct Worker<F> {
 /// A packet after the first stage.
 #[derive(Debug, Clone, Copy)]
 struct Staged {
-    parsed: Result<Parsed, Drop>,
+    parsed: Parsed,
     hash: u64,
     candidate: Option<(FlowId, Dir)>,
+    refused: Option<Drop>,
+}
+
+impl Staged {
+    const NOTHING: Self = Self { parsed: Parsed::NOTHING, hash: 0, candidate: None, refused: None };
 }
 
 /// The moment that a step works at.
@@ -141,12 +153,17 @@ impl<F: Frame> Worker<F> {
     /// The table was made for fewer workers, or a worker of this number exists.
     pub fn new(setup: Setup, table: Arc<FlowTable>) -> Result<Self, TableError> {
         let local = table.local(usize::from(setup.id))?;
+        let held = setup.fragments / u32::from(setup.workers.max(1));
+        let limits =
+            frag::Limits { held: held.max(16), timeout: setup.fragment_timeout, ..Default::default() };
         Ok(Self {
             local,
             counters: Arc::new(Counters::default()),
             random: Random::new(setup.seed ^ u64::from(setup.id).wrapping_mul(0x9E37_79B9_7F4A_7C15)),
             ports: PortChooser::new(),
             waiting: WaitingRoom::new(),
+            fragments: FragTable::new(limits, setup.seed),
+            fragment_ids: FragmentIds::new(setup.id, setup.workers, setup.seed),
             wanted: Vec::with_capacity(waiting::ROOM),
             icmp: IcmpBudget::default(),
             staged: Vec::with_capacity(2 * BATCH),
@@ -192,6 +209,7 @@ impl<F: Frame> Worker<F> {
             self.counters.add(Event::FlowsEvicted, u64::from(aged.evicted));
         }
         self.retry_waiting(moment, &mut sinks);
+        self.expire_fragments(moment, &mut sinks);
 
         let mut staged = std::mem::take(&mut self.staged);
         self.stage(input, &mut staged);
@@ -200,30 +218,26 @@ impl<F: Frame> Worker<F> {
             if T::ON {
                 sinks.trace.input(now, slot, packet.ingress, packet.frame.bytes(), packet.frame.len());
             }
-            match &stage.parsed {
-                Ok(parsed) => {
-                    if let Some((verdict, matched)) = self.fast(moment, &mut packet, parsed, stage) {
-                        self.end(now, &mut sinks, packet, Some(slot), Some(matched), verdict);
-                        continue;
-                    }
-                    let end = self.packet(moment, &mut packet, parsed, stage);
-                    self.finish(moment, &mut sinks, packet, parsed, slot, end);
-                }
-                Err(reason) => {
-                    self.end(now, &mut sinks, packet, Some(slot), None, Verdict::Drop(*reason));
-                }
+            if let Some(reason) = stage.refused {
+                self.end(now, &mut sinks, packet, Some(slot), None, Verdict::Drop(reason));
+            } else if let Some((verdict, matched)) = self.fast(moment, &mut packet, stage) {
+                self.end(now, &mut sinks, packet, Some(slot), Some(matched), verdict);
+            } else if stage.parsed.is_fragment() {
+                self.fragment(moment, &mut sinks, packet, stage, slot);
+            } else {
+                let end = self.packet(moment, &mut packet, stage);
+                self.finish(moment, &mut sinks, packet, &stage.parsed, slot, end);
             }
         }
-        staged.clear();
         self.staged = staged;
-        self.counters.set_held(self.waiting.len() as u64);
+        self.counters.set_held(self.waiting.len() as u64 + u64::from(self.fragments.held()));
     }
 
     /// When the next call of [`Worker::step`] is due even without a packet; absent when nothing waits.
     #[must_use]
     pub fn next_timer(&self) -> Option<u64> {
         let ageing = (self.table.live() > 0).then(|| self.last_step + AGEING_NS);
-        [ageing, self.waiting.next_due()].into_iter().flatten().min()
+        [ageing, self.waiting.next_due(), self.fragments.next_deadline()].into_iter().flatten().min()
     }
 
     /// The next hops that packets wait for, as interface index and address; each is named once per packet.
@@ -247,31 +261,33 @@ impl<F: Frame> Worker<F> {
         while let Some(waiting) = self.waiting.pop() {
             self.end_held(now, &mut sinks, waiting.packet, waiting.flow, Verdict::Drop(Drop::Shutdown));
         }
+        self.drain_fragments(now, &mut sinks);
         self.counters.set_held(0);
     }
 
+    /// Parses and hashes a batch, and sends for what it will need.
     fn stage(&self, input: &[Packet<F>], staged: &mut Vec<Staged>) {
-        let mut bytes = 0;
-        for packet in input.iter().take(AHEAD) {
-            fetch(packet);
+        if staged.len() < input.len() {
+            staged.resize(input.len(), Staged::NOTHING);
         }
-        for (i, packet) in input.iter().enumerate() {
+        let mut bytes = 0;
+        input.iter().take(AHEAD).for_each(fetch);
+        for (i, (packet, stage)) in input.iter().zip(staged.iter_mut()).enumerate() {
             if let Some(later) = input.get(i + AHEAD) {
                 fetch(later);
             }
-            let parsed = wire::parse(packet.frame.bytes(), packet.frame.len());
-            let hash = match &parsed {
-                Ok(parsed) => self.table.hash(&parsed.key),
-                Err(_) => 0,
-            };
-            self.table.prefetch(hash);
-            bytes += packet.frame.len() as u64;
-            staged.push(Staged { parsed, hash, candidate: None });
+            let len = packet.frame.len();
+            stage.refused = wire::parse_into(packet.frame.bytes(), len, &mut stage.parsed).err();
+            stage.hash = self.table.hash(&stage.parsed.key);
+            self.table.prefetch(stage.hash);
+            bytes += len as u64;
         }
-        for stage in staged {
+        for stage in staged.iter_mut().take(input.len()) {
             stage.candidate = self.table.candidate(stage.hash);
-            if let Some((id, dir)) = stage.candidate {
-                self.table.prefetch_flow(id, dir);
+            match stage.candidate {
+                Some((id, dir)) => self.table.prefetch_flow(id, dir),
+                // Most likely new: before it is opened its other bucket is looked at, too.
+                None => self.table.prefetch_both(stage.hash),
             }
         }
         self.counters.add(Event::In, input.len() as u64);
@@ -279,17 +295,14 @@ impl<F: Frame> Worker<F> {
     }
 
     #[inline]
-    fn packet(&mut self, moment: Moment<'_>, packet: &mut Packet<F>, parsed: &Parsed, stage: &Staged) -> End {
+    fn packet(&mut self, moment: Moment<'_>, packet: &mut Packet<F>, stage: &Staged) -> End {
+        let parsed = &stage.parsed;
         match parsed.kind {
-            Kind::Tcp { .. } | Kind::Udp | Kind::Other(_) => {}
-            Kind::IcmpQuery { reply } => {
-                if !reply && pings_node(moment, packet.ingress, parsed) {
-                    return self.hand_back(moment, packet, parsed);
-                }
-            }
+            Kind::Tcp { .. } | Kind::Udp | Kind::IcmpQuery { .. } | Kind::Other(_) => {}
             Kind::IcmpError => return self.icmp_error(moment, packet, parsed),
             Kind::IcmpOther => return End::drop(Drop::IcmpType),
-            Kind::LaterFragment => return End::drop(Drop::FragmentQueueFull),
+            // Never without its first fragment's decision.
+            Kind::LaterFragment => return End::drop(Drop::FragmentTimeout),
         }
         let found = self.table.lookup_with(stage.candidate, &parsed.key, stage.hash, moment.now);
         if let Some((id, dir)) = found {
@@ -415,11 +428,6 @@ fn fetch<F: Frame>(packet: &Packet<F>) {
     if let Some(first) = packet.frame.bytes().get(ETHERNET_LEN) {
         crate::flow::prefetch::read(first);
     }
-}
-
-/// A ping to the node: the kernel answers, even when a pod's mapping has the identifier.
-fn pings_node(moment: Moment<'_>, ingress: Ingress, parsed: &Parsed) -> bool {
-    matches!(ingress, Ingress::Eni(_)) && moment.snapshot.is_local(parsed.key.dst())
 }
 
 /// What the engine forwards loses a hop; what the kernel has forwarded or will forward, or sends itself, does not.

@@ -99,7 +99,9 @@ impl<F: Frame> Worker<F> {
         let (local, table) = (&mut self.local, &*self.table);
         let attempt = |translated: FlowKey| {
             let reply = translated.reversed();
-            if table.lookup(&reply, table.hash(&reply), now).is_some() {
+            let hash = table.hash(&reply);
+            table.prefetch_both(hash);
+            if table.lookup(&reply, hash, now).is_some() {
                 return Attempt::Taken;
             }
             let new = draft.flow(translated, start, snapshot);

@@ -59,6 +59,31 @@ impl Target {
         self.0 & INDEX
     }
 
+    /// The target that a verdict names; for a drop and a handoff, which name none, one that leads nowhere.
+    pub(super) const fn of(verdict: Verdict) -> Self {
+        match verdict {
+            Verdict::Pod { ifindex } => Self::new(TargetKind::Pod, ifindex),
+            Verdict::Eni { ifindex } => Self::new(TargetKind::Eni, ifindex),
+            Verdict::KernelPod { ifindex } => Self::new(TargetKind::KernelPod, ifindex),
+            Verdict::KernelEni { ifindex } => Self::new(TargetKind::KernelEni, ifindex),
+            Verdict::Drop(_) | Verdict::Handoff { .. } => Self::new(TargetKind::Pod, 0),
+        }
+    }
+
+    pub(super) const fn verdict(self) -> Verdict {
+        let ifindex = self.ifindex();
+        match self.kind() {
+            TargetKind::Pod => Verdict::Pod { ifindex },
+            TargetKind::Eni => Verdict::Eni { ifindex },
+            TargetKind::KernelPod => Verdict::KernelPod { ifindex },
+            TargetKind::KernelEni => Verdict::KernelEni { ifindex },
+        }
+    }
+
+    pub(super) const fn is_kernel(self) -> bool {
+        matches!(self.kind(), TargetKind::KernelPod | TargetKind::KernelEni)
+    }
+
     /// What the target is now; none when its interface is gone.
     #[inline]
     pub(super) fn exit(self, snapshot: &Snapshot) -> Option<Exit<'_>> {
@@ -86,10 +111,9 @@ impl Target {
     /// Whether a flow that came by this way gives way to a packet that came by another one: the port of a client that was
     /// used directly is used again through a NodePort, or the other way round. The new opener wins.
     pub(super) fn yields_to(self, ingress: Ingress, opens: bool) -> bool {
-        let was_kernel = matches!(self.kind(), TargetKind::KernelPod | TargetKind::KernelEni);
         match ingress {
             Ingress::ToPod(_) | Ingress::Host(_) => opens && self.kind() == TargetKind::Eni,
-            Ingress::Eni(_) => opens && was_kernel,
+            Ingress::Eni(_) => opens && self.is_kernel(),
             Ingress::Pod(_) => false,
         }
     }

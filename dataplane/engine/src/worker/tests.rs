@@ -4,7 +4,7 @@ use sluice_state::{Mac, State};
 
 use super::*;
 use crate::snapshot::{HostFacts, HostLink, Neighbour};
-use crate::testing::{echo_request, read, tcp, udp, verify};
+use crate::testing::{echo_reply, echo_request, read, tcp, udp, verify};
 use crate::trace::NoTrace;
 
 const STATE: &str = r#"
@@ -76,7 +76,7 @@ fn snapshot(gateway_known: bool, generation: u64) -> Snapshot {
 impl World {
     fn new() -> Self {
         let table = Arc::new(FlowTable::new(1024, 1, 3));
-        let setup = Setup { id: 0, workers: 1, seed: 5, fragments: 64 };
+        let setup = Setup { id: 0, workers: 1, seed: 5, fragments: 64, fragment_timeout: 30_000_000_000 };
         Self { worker: Worker::new(setup, table).unwrap(), snapshot: snapshot(true, 1), now: 1_000_000_000 }
     }
 
@@ -285,4 +285,75 @@ proptest::proptest! {
             }
         }
     }
+}
+
+#[test]
+fn all_fragments_of_a_translated_datagram_get_one_source_and_one_identification() {
+    use crate::testing::fragments;
+    let whole = udp("10.0.1.10:4000", "203.0.113.9:53").payload(&[5; 4000]).build();
+    for order in [[0, 1, 2], [2, 1, 0], [1, 0, 2]] {
+        let mut world = World::new();
+        let pieces = fragments(&whole, 1480);
+        assert_eq!(pieces.len(), 3);
+        let mut sent = Vec::new();
+        for i in order {
+            sent.extend(world.send(Ingress::Pod(POD_A), pieces[i].clone()));
+        }
+        assert_eq!(sent.len(), 3);
+        let ids: std::collections::HashSet<_> = sent.iter().map(|o| read(&o.frame).id).collect();
+        assert_eq!(ids.len(), 1);
+        for output in &sent {
+            assert_eq!(output.verdict, Verdict::Eni { ifindex: ENI0 });
+            assert_eq!(read(&output.frame).key.src(), 0x0A00_0905);
+        }
+        assert_eq!(read(&sent[0].frame).fragment_offset(), 0, "the first leaves first");
+        let frames: Vec<_> = sent.into_iter().map(|o| o.frame).collect();
+        verify(&crate::testing::reassemble(&frames).unwrap()).unwrap();
+        assert_eq!(world.worker.counters.totals().held, 0);
+    }
+}
+
+#[test]
+fn fragments_without_their_first_one_are_given_up_in_time() {
+    let mut world = World::new();
+    let whole = udp("203.0.113.9:53", "10.0.9.5:2000").payload(&[5; 4000]).build();
+    let pieces = crate::testing::fragments(&whole, 1480);
+    assert!(world.send(Ingress::Eni(ENI0), pieces[1].clone()).is_empty());
+    assert_eq!(world.worker.counters.totals().held, 1);
+    world.now += 31_000_000_000;
+    let mut out = Vec::new();
+    world.worker.step(world.now, &world.snapshot, &mut Vec::new(), &mut out, &mut NoTrace);
+    assert_eq!(out[0].verdict, Verdict::Drop(Drop::FragmentTimeout));
+    let mut world = World::new();
+    let mut given = Vec::new();
+    for piece in [2, 0, 1] {
+        given.extend(world.send(Ingress::Eni(ENI0), pieces[piece].clone()));
+    }
+    assert!(
+        given.iter().all(|o| o.verdict == Verdict::KernelEni { ifindex: ENI0 }),
+        "not ours: the kernel's, whole"
+    );
+    assert_eq!(given.len(), 3);
+}
+
+#[test]
+fn two_hosts_that_ping_each_other_with_one_identifier_have_two_flows() {
+    let mut world = World::new();
+    let out = echo_request("10.0.1.10", "203.0.113.9", 7, 1).build();
+    let (verdict, frame) = world.one(Ingress::Pod(POD_A), out);
+    assert_eq!(verdict, Verdict::Eni { ifindex: ENI0 });
+    let id = read(&frame).key.echo_id();
+    // The other way round, straight to the pod's address.
+    let asked = echo_request("203.0.113.9", "10.0.1.10", 7, 1).build();
+    assert_eq!(world.one(Ingress::Eni(ENI0), asked).0, Verdict::Pod { ifindex: POD_A });
+    let (verdict, frame) =
+        world.one(Ingress::Pod(POD_A), echo_reply("10.0.1.10", "203.0.113.9", 7, 1).build());
+    assert_eq!((verdict, read(&frame).key.src()), (Verdict::Eni { ifindex: ENI0 }, 0x0A00_010A));
+    let (verdict, frame) =
+        world.one(Ingress::Eni(ENI0), echo_reply("203.0.113.9", "10.0.9.5", id, 1).build());
+    assert_eq!((verdict, read(&frame).key.echo_id()), (Verdict::Pod { ifindex: POD_A }, 7));
+    verify(&frame).unwrap();
+    // And a ping to the node with the identifier of the pod's mapping.
+    let to_node = echo_request("203.0.113.9", "10.0.9.5", id, 1).build();
+    assert_eq!(world.one(Ingress::Eni(ENI0), to_node).0, Verdict::KernelEni { ifindex: ENI0 });
 }

@@ -107,7 +107,6 @@ impl Trunk {
         for _ in 0..queues {
             files.push(sys::open_queue(name).map_err(failed("attach a queue"))?);
         }
-        sys::persist(&files[0]).map_err(failed("make it persistent"))?;
         for file in &files {
             sys::header_size(file, vnet::HEADER).map_err(failed("size of the virtio header"))?;
             // Only a limit on what the kernel holds of our writes; the default is too small for one super-packet each.
@@ -123,6 +122,8 @@ impl Trunk {
             let program = steering::program().map_err(failed("load the steering program"))?;
             sys::steering(&files[0], program.as_raw_fd()).map_err(failed("steer flows to queues"))?;
         }
+        // Last, so that a trunk that could not be set up leaves nothing behind.
+        sys::persist(&files[0]).map_err(failed("make it persistent"))?;
         let trunk = Self { name: name.into(), ifindex, udp_segmentation };
         let queues = files.into_iter().map(|file| TrunkQueue::new(file, options)).collect();
         Ok((trunk, queues))

@@ -40,6 +40,7 @@ pub struct XskPort {
     linear: Vec<u8>,
     pending: Vec<FrameDesc>,
     discarding: bool,
+    stalled: bool,
     counters: Counters,
 }
 
@@ -97,6 +98,7 @@ impl XskPort {
             chain: None,
             heads: Vec::with_capacity(ring),
             discarding: false,
+            stalled: false,
             counters: Counters::default(),
         };
         port.refill();
@@ -166,6 +168,7 @@ impl XskPort {
     /// was set), and stops early when the device's queue is full, so it is repeated as long as it moves something.
     fn kick(&mut self) {
         let mut futile = 0;
+        self.stalled = false;
         while self.kernel.tx > 0 && self.queues.tx.needs_wakeup() {
             let before = self.queues.tx.nb_free_exact();
             if before as usize == self.ring {
@@ -179,11 +182,13 @@ impl XskPort {
                 Err(Errno::EAGAIN | Errno::EBUSY | Errno::ENOBUFS) => {
                     futile = if self.queues.tx.nb_free_exact() == before { futile + 1 } else { 0 };
                     if futile > FUTILE_KICKS {
+                        self.stalled = true;
                         break;
                     }
                 }
                 Err(_) => {
                     self.counters.send_errors += 1;
+                    self.stalled = true;
                     break;
                 }
             }
@@ -320,6 +325,9 @@ impl Port for XskPort {
     fn receive(&mut self, budget: usize, into: &mut Vec<Packet<IoFrame>>) -> usize {
         self.reap();
         self.refill();
+        if self.stalled {
+            self.kick();
+        }
         let before = into.len();
         while into.len() - before < budget {
             let want = BATCH.min(budget - (into.len() - before));
@@ -352,7 +360,8 @@ impl Port for XskPort {
     }
 
     fn send(&mut self, frame: IoFrame, verdict: Verdict, offload: Offload) -> Result<(), (IoFrame, Reason)> {
-        if verdict != (Verdict::Eni { ifindex: self.ifindex }) {
+        // The kernel skips a descriptor without an Ethernet header and never completes it.
+        if verdict != (Verdict::Eni { ifindex: self.ifindex }) || frame.bytes().len() < ETHERNET {
             self.counters.tx_error += 1;
             return Err((frame, Reason::TxError));
         }
@@ -367,6 +376,10 @@ impl Port for XskPort {
         self.submit();
         self.kick();
         self.reap();
+    }
+
+    fn stalled(&self) -> bool {
+        self.stalled
     }
 
     fn fd(&self) -> Option<RawFd> {

@@ -141,7 +141,11 @@ pub fn show(frame: &[u8]) -> String {
         }
         Kind::Udp => format!("{src}:{sport}>{dst}:{dport} udp"),
         Kind::IcmpQuery { reply } => {
-            format!("{src}>{dst} icmp echo {} id {sport}", if reply { "reply" } else { "request" })
+            format!(
+                "{src}>{dst} icmp echo {} id {}",
+                if reply { "reply" } else { "request" },
+                p.key.echo_id()
+            )
         }
         Kind::IcmpError | Kind::IcmpOther => {
             let (kind, code) = p.icmp_type(frame).unwrap_or_default();

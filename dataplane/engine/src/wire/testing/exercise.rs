@@ -81,7 +81,8 @@ fn rewriting(frame: &[u8], whole: usize, parsed: &Parsed) {
 
     let (sport, dport) = match parsed.kind {
         Kind::Tcp { .. } | Kind::Udp => (key.dport() ^ 0x0F0F, key.sport()),
-        Kind::IcmpQuery { .. } => (!key.sport(), !key.sport()),
+        Kind::IcmpQuery { reply: false } => (!key.sport(), 0),
+        Kind::IcmpQuery { reply: true } => (0, !key.dport()),
         _ => (0, 0),
     };
     let to = FlowKey::new(0x0A00_0905, key.src(), sport, dport, key.proto());

@@ -1,104 +1,20 @@
-//! Every branch of every program takes the verdict that it should, moves exactly one counter, and writes the tag that it
-//! should: by `BPF_PROG_TEST_RUN`, without an interface of ours.
-//!
-//! The programs see `lo` (index 1) as their interface.
+//! Every branch of every tc program takes the verdict that it should, moves exactly one counter, and writes the tag that it
+//! should and nothing else: by `BPF_PROG_TEST_RUN`, without an interface of ours.
 
 mod common;
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
+use common::bench::*;
 use common::frames::{ICMP, Ip, SOURCE, TCP, UDP, arp, ethernet, icmp, ipv6, ports};
-use common::{XdpSocket, bitmap, counters, enter_private_node, moved};
-use sluice_bpf::{Config, DryRun, Link, LinkKind, Options, Program, Programs};
-
-const XDP_DROP: i32 = 1;
-const XDP_PASS: i32 = 2;
-const XDP_REDIRECT: i32 = 4;
-const NEXT: i32 = -1;
-const SHOT: i32 = 2;
-const REDIRECT: i32 = 7;
+use sluice_bpf::{Config, DryRun, Link, LinkKind, Program};
 
 /// `BPF_PROG_TEST_RUN` gives tc programs no IPv4 frame shorter than this (since Linux 6.18); `namespaces.rs` has those.
 const SHORTEST: usize = 34;
 
-const LO: u32 = 1;
-const NAT: Ipv4Addr = Ipv4Addr::new(10, 0, 9, 5);
-const POD: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 10);
-const OUTSIDE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 9);
-const NODE_LOCAL: Ipv4Addr = Ipv4Addr::new(169, 254, 20, 10);
-const MAC: [u8; 6] = [0x0e, 0, 0, 0, 0, 1];
-const PEER: [u8; 6] = [0x0e, 0, 0, 0, 0, 2];
-/// Both edges of a word and of the range, and one in the middle.
-const OURS: [u16; 7] = [0, 63, 64, 1024, 29_999, 61_000, 65_535];
-const NOT_OURS: [u16; 8] = [1, 62, 65, 1023, 1025, 30_000, 60_999, 65_534];
-
 /// A program, a frame that it diverts, with which context, and the counter: prefix and rest.
 type Diversion<'a> = (Program, Vec<u8>, &'a [u8], &'a str, &'a str);
-
-struct Bench {
-    programs: Programs,
-}
-
-impl Bench {
-    fn new(frags: bool, kind: LinkKind) -> Self {
-        enter_private_node();
-        let programs = Programs::load(&Options { frags, ..Options::default() })
-            .unwrap_or_else(|error| panic!("{error}"));
-        let bench = Self { programs };
-        bench.configure(7, false);
-        let ip = if kind == LinkKind::Pod { POD } else { NAT };
-        bench.programs.upsert_link(LO, &Link { kind, mac: MAC, peer_mac: PEER, ip }).expect("a link");
-        bench.programs.upsert_pod(POD, LO).expect("a pod");
-        bench.programs.set_local_addresses(&[NAT, NODE_LOCAL]).expect("local addresses");
-        bench.programs.set_ports(&bitmap(&OURS), &bitmap(&OURS), &bitmap(&OURS)).expect("ports");
-        bench
-    }
-
-    fn pod() -> Self {
-        Self::new(false, LinkKind::Pod)
-    }
-
-    fn eni(frags: bool) -> Self {
-        Self::new(frags, LinkKind::Eni { slot: 0 })
-    }
-
-    fn configure(&self, trunk_ifindex: u32, on_failure_kernel: bool) {
-        let config = Config { nat_ip: NAT, trunk_ifindex, on_failure_kernel };
-        self.programs.set_config(&config).expect("configuration");
-    }
-
-    /// Runs `program` on `frame`; exactly `counter` must move, by one.
-    #[track_caller]
-    fn expect_in(
-        &self,
-        program: Program,
-        frame: &[u8],
-        context: &[u8],
-        verdict: i32,
-        counter: &str,
-    ) -> DryRun {
-        let before = counters(&self.programs);
-        let run = self.programs.dry_run(program, frame, context).expect("the kernel runs it");
-        let moved = moved(&before, &counters(&self.programs));
-        assert_eq!((run.verdict, moved), (verdict, vec![(counter, 1)]), "{program:?} on {frame:02x?}");
-        run
-    }
-
-    #[track_caller]
-    fn expect(&self, program: Program, frame: &[u8], verdict: i32, counter: &str) -> DryRun {
-        self.expect_in(program, frame, &[], verdict, counter)
-    }
-
-    /// The frame is diverted with this tag and otherwise untouched.
-    #[track_caller]
-    fn expect_tagged(&self, program: Program, frame: &[u8], context: &[u8], kind: u8, counter: &str) {
-        let run = self.expect_in(program, frame, context, REDIRECT, counter);
-        let mut wanted = frame.to_vec();
-        wanted[6..12].copy_from_slice(&[0x02, kind, 0, 0, 0, LO as u8]);
-        assert_eq!(run.frame, wanted);
-    }
-}
 
 /// The leading part of `struct __sk_buff`.
 fn skb(mark: u32, ingress_ifindex: u32) -> Vec<u8> {
@@ -110,203 +26,6 @@ fn skb(mark: u32, ingress_ifindex: u32) -> Vec<u8> {
 
 fn mark_of(run: &DryRun) -> u32 {
     u32::from_ne_bytes(run.context[8..12].try_into().expect("a mark"))
-}
-
-/// What `struct xdp_md` says of a frame on `lo`.
-fn xdp_md(linear: usize, queue: u32) -> Vec<u8> {
-    let words = [0, linear as u32, 0, LO, queue, 0];
-    words.iter().flat_map(|word| word.to_ne_bytes()).collect()
-}
-
-fn tcp(to: Ipv4Addr, port: u16) -> Ip {
-    Ip::new(OUTSIDE, to, TCP, ports(TCP, 443, port))
-}
-
-fn udp(to: Ipv4Addr, port: u16) -> Ip {
-    Ip::new(OUTSIDE, to, UDP, ports(UDP, 53, port))
-}
-
-fn ping(to: Ipv4Addr, kind: u8, id: u16) -> Ip {
-    Ip::new(OUTSIDE, to, ICMP, icmp(kind, id))
-}
-
-/// The wire's rules, one after the other, for XDP and for tc: `(name, frame, rest of the counter's name)`.
-fn wire_rules() -> Vec<(Vec<u8>, &'static str)> {
-    let mut rules = vec![
-        (arp(), "pass_not_ipv4"),
-        (ipv6("2001:db8::1", "2001:db8::2"), "pass_not_ipv4"),
-        (ipv6("fe80::1", "ff02::1"), "pass_not_ipv4"),
-        (ethernet(0x88cc, &[0; 46]), "pass_not_ipv4"),
-        (tcp(OUTSIDE, 1024).frame(), "pass_other_address"),
-        (tcp(NODE_LOCAL, 1024).frame(), "pass_other_address"),
-        (tcp(POD, 1).frame(), "redirect_pod"),
-        (udp(POD, 1).options(40).frame(), "redirect_pod"),
-        (ping(POD, 8, 1).frame(), "redirect_pod"),
-        (Ip::new(OUTSIDE, POD, 132, vec![0; 12]).frame(), "redirect_pod"),
-        (tcp(POD, 1).fragment(0x2000).frame(), "redirect_pod"),
-        (Ip::new(OUTSIDE, NAT, 132, ports(UDP, 1024, 1024)).frame(), "pass_host_port"),
-        (Ip::new(OUTSIDE, NAT, 4, vec![0x45; 40]).frame(), "pass_host_port"),
-        // First, middle and last fragment; "do not fragment" alone is none.
-        (tcp(NAT, 22).fragment(0x2000).frame(), "redirect_fragment"),
-        (udp(NAT, 22).fragment(0x2003).frame(), "redirect_fragment"),
-        (ping(NAT, 8, 22).fragment(0x0001).frame(), "redirect_fragment"),
-        (Ip::new(OUTSIDE, NAT, 132, vec![0; 8]).fragment(0x2000).frame(), "redirect_fragment"),
-        (tcp(NAT, 22).fragment(0x4000).frame(), "pass_host_port"),
-        (tcp(NAT, 1024).fragment(0x4000).frame(), "redirect_port"),
-    ];
-    for options in [0, 4, 20, 40] {
-        for port in OURS {
-            rules.push((tcp(NAT, port).options(options).frame(), "redirect_port"));
-            rules.push((udp(NAT, port).options(options).frame(), "redirect_port"));
-            rules.push((ping(NAT, 0, port).options(options).frame(), "redirect_icmp_reply"));
-            rules.push((ping(NAT, 8, port).options(options).frame(), "pass_host_icmp"));
-        }
-        for port in NOT_OURS {
-            rules.push((tcp(NAT, port).options(options).frame(), "pass_host_port"));
-            rules.push((udp(NAT, port).options(options).frame(), "pass_host_port"));
-            rules.push((ping(NAT, 0, port).options(options).frame(), "pass_host_icmp"));
-        }
-        for kind in 0..=255 {
-            let counter = match kind {
-                0 => "redirect_icmp_reply",
-                3 | 4 | 11 | 12 => "redirect_icmp_error",
-                _ => "pass_host_icmp",
-            };
-            rules.push((ping(NAT, kind, 1024).options(options).frame(), counter));
-        }
-    }
-    // A source port of ours means nothing on the way in.
-    rules.push((Ip::new(OUTSIDE, NAT, TCP, ports(TCP, 1024, 22)).frame(), "pass_host_port"));
-    for first in [0x44, 0x40, 0x55, 0x65, 0x05] {
-        let mut frame = tcp(NAT, 1024).frame();
-        frame[14] = first; // header length below 5, or another version
-        rules.push((frame, "pass_malformed"));
-    }
-    for tag in [0x8100u16, 0x88a8] {
-        let inner = [&[0, 5, 8, 0][..], &tcp(POD, 1024).packet()].concat();
-        rules.push((ethernet(tag, &inner), "pass_not_ipv4"));
-    }
-    rules
-}
-
-/// Frames that are ours, and the length from which on that can be told.
-fn cut_short() -> Vec<(Ip, usize, &'static str)> {
-    vec![
-        (tcp(NAT, 1024), 14 + 20 + 4, "redirect_port"),
-        (tcp(NAT, 1024).options(40), 14 + 60 + 4, "redirect_port"),
-        (udp(NAT, 1024).options(8), 14 + 28 + 4, "redirect_port"),
-        (ping(NAT, 0, 1024), 14 + 20 + 8, "redirect_icmp_reply"),
-        (ping(NAT, 3, 0).options(40), 14 + 60 + 8, "redirect_icmp_error"),
-        (tcp(NAT, 1024).fragment(0x2000), 14 + 20, "redirect_fragment"),
-        (tcp(POD, 1024), 14 + 20, "redirect_pod"),
-    ]
-}
-
-#[test]
-fn xdp_follows_the_wires_rules() {
-    for frags in [false, true] {
-        let bench = Bench::eni(frags);
-        let socket = XdpSocket::new();
-        bench.programs.set_xsk(0, 0, socket.fd()).expect("a socket");
-        for (frame, rule) in wire_rules() {
-            let verdict = if rule.starts_with("pass") { XDP_PASS } else { XDP_REDIRECT };
-            let run = bench.expect(Program::EniXdp, &frame, verdict, &format!("xdp_{rule}"));
-            assert_eq!(run.frame, frame, "XDP writes nothing");
-        }
-    }
-}
-
-#[test]
-fn xdp_leaves_what_is_cut_short_to_the_kernel() {
-    for frags in [false, true] {
-        let bench = Bench::eni(frags);
-        let socket = XdpSocket::new();
-        bench.programs.set_xsk(0, 0, socket.fd()).expect("a socket");
-        for (ip, enough, rule) in cut_short() {
-            let frame = ip.frame();
-            for length in 14..=frame.len() {
-                let (verdict, rule) =
-                    if length < enough { (XDP_PASS, "pass_truncated") } else { (XDP_REDIRECT, rule) };
-                bench.expect(Program::EniXdp, &frame[..length], verdict, &format!("xdp_{rule}"));
-            }
-        }
-    }
-}
-
-#[test]
-fn frags_are_read_beyond_a_short_first_buffer() {
-    let bench = Bench::eni(true);
-    let socket = XdpSocket::new();
-    bench.programs.set_xsk(0, 0, socket.fd()).expect("a socket");
-    for (ip, _, rule) in cut_short() {
-        let frame = ip.frame();
-        for linear in 14..=frame.len() {
-            let context = xdp_md(linear, 0);
-            bench.expect_in(Program::EniXdp, &frame, &context, XDP_REDIRECT, &format!("xdp_{rule}"));
-        }
-    }
-    let mut jumbo = tcp(POD, 1);
-    jumbo.payload.resize(8900, 0);
-    bench.expect(Program::EniXdp, &jumbo.frame(), XDP_REDIRECT, "xdp_redirect_pod");
-}
-
-#[test]
-fn what_is_ours_without_a_socket_is_dropped_unless_the_operator_chose_otherwise() {
-    for frags in [false, true] {
-        let bench = Bench::eni(frags);
-        let ours =
-            [tcp(NAT, 1024), tcp(POD, 1), ping(NAT, 0, 64), ping(NAT, 11, 0), udp(NAT, 1).fragment(0x2000)];
-        let xdp = |frame: &Ip, verdict, counter| {
-            bench.expect(Program::EniXdp, &frame.frame(), verdict, counter);
-        };
-        let none = |verdict, counter| ours.iter().for_each(|frame| xdp(frame, verdict, counter));
-        let socket = XdpSocket::new();
-
-        none(XDP_DROP, "xdp_drop_no_socket");
-        bench.configure(7, true);
-        none(XDP_PASS, "xdp_pass_no_socket");
-        bench.configure(7, false);
-
-        // Another slot's and another queue's socket are not this one's.
-        bench.programs.set_xsk(1, 0, socket.fd()).expect("a socket");
-        bench.programs.set_xsk(0, 1, socket.fd()).expect("a socket");
-        none(XDP_DROP, "xdp_drop_no_socket");
-        bench.programs.set_xsk(0, 0, socket.fd()).expect("a socket");
-        xdp(&ours[0], XDP_REDIRECT, "xdp_redirect_port");
-        // The slot is the interface's.
-        let link = Link { kind: LinkKind::Eni { slot: 2 }, mac: MAC, peer_mac: PEER, ip: NAT };
-        bench.programs.upsert_link(LO, &link).expect("a link");
-        none(XDP_DROP, "xdp_drop_no_socket");
-        bench.programs.set_xsk(2, 0, socket.fd()).expect("a socket");
-        xdp(&ours[0], XDP_REDIRECT, "xdp_redirect_port");
-        bench.programs.clear_xsk(2, 0).expect("cleared");
-        bench.programs.clear_xsk(2, 0).expect("cleared twice is no error");
-        none(XDP_DROP, "xdp_drop_no_socket");
-
-        // An interface that is no ENI, or not known, has no socket.
-        bench.programs.set_xsk(2, 0, socket.fd()).expect("a socket");
-        bench.programs.upsert_link(LO, &Link { kind: LinkKind::Pod, ..link }).expect("a link");
-        none(XDP_DROP, "xdp_drop_no_socket");
-        bench.programs.remove_link(LO).expect("removed");
-        none(XDP_DROP, "xdp_drop_no_socket");
-
-        // A socket that is closed leaves the map by itself.
-        bench.programs.upsert_link(LO, &link).expect("a link");
-        xdp(&ours[0], XDP_REDIRECT, "xdp_redirect_port");
-        drop(socket);
-        none(XDP_DROP, "xdp_drop_no_socket");
-    }
-}
-
-#[test]
-fn what_the_engine_hands_back_passes_xdp_by_its_source() {
-    let bench = Bench::eni(false);
-    let mut frame = tcp(NAT, 1024).frame();
-    frame[6..12].copy_from_slice(&bench.programs.handback_mac().expect("an address"));
-    bench.expect(Program::EniXdp, &frame, XDP_PASS, "xdp_pass_handback");
-    bench.expect(Program::EniIngress, &frame, NEXT, "eni_in_pass_handback");
-    frame[11] ^= 1;
-    bench.expect(Program::EniXdp, &frame, XDP_DROP, "xdp_drop_no_socket");
 }
 
 #[test]
@@ -477,10 +196,14 @@ fn a_pods_packets_are_the_engines_except_what_the_kernel_must_have() {
 }
 
 #[test]
-fn a_pods_packet_that_the_engine_handed_back_passes_once_and_loses_its_mark() {
+fn what_the_engine_sent_passes_once_and_loses_its_mark() {
     let bench = Bench::pod();
     let mark = bench.programs.mark().expect("a mark");
     assert_ne!(mark, 0);
+    let mut frame = tcp(NAT, 1024).frame();
+    frame[6..12].copy_from_slice(&bench.programs.handback_mac().expect("an address"));
+    bench.expect(Program::EniIngress, &frame, NEXT, "eni_in_pass_handback");
+
     let frame = Ip::new(OUTSIDE, OUTSIDE, TCP, ports(TCP, 1, 2)).frame();
     let run = bench.expect_in(Program::FromPod, &frame, &skb(mark, 0), NEXT, "from_pod_pass_handback");
     assert_eq!((mark_of(&run), run.frame), (0, frame.clone()));
@@ -619,15 +342,4 @@ fn the_trunk_acts_on_its_tags_and_drops_everything_else() {
     frame[6..12].copy_from_slice(&SOURCE);
     end(&frame, "trunk_drop_kind");
     end(&tagged(0x00, 0)[..SHORTEST], "trunk_drop_kind");
-}
-
-#[test]
-fn socket_slots_beyond_the_map_are_refused() {
-    let bench = Bench::eni(false);
-    let socket = XdpSocket::new();
-    for (slot, queue, wanted) in [(64, 0, "ENI slot 64"), (0, 64, "queue 64")] {
-        let error = bench.programs.set_xsk(slot, queue, socket.fd()).expect_err("refused").to_string();
-        assert!(error.contains(wanted) && error.contains("63"), "{error}");
-    }
-    bench.programs.set_xsk(63, 63, socket.fd()).expect("the last one");
 }
