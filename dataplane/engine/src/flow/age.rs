@@ -12,8 +12,11 @@ use super::wheel::RECHECK;
 /// short flows is cleared away as fast as it comes.
 const VISITS: usize = 128;
 
-/// Slots that one insert into a full table looks at for an expired flow before it gives up another one.
+/// Flows that one insert into a full table looks at before it is refused.
 const SEARCH: u32 = 64;
+/// Flows that it looks at for an expired one before it gives up one that is not open yet or closed already. With the looks
+/// that a step has, a whole batch of new flows finds room among such ones.
+const PATIENCE: u32 = 4;
 
 impl Local {
     /// Looks at up to [`VISITS`] flows that are due.
@@ -55,11 +58,11 @@ impl Local {
     pub(super) fn evict(&mut self, table: &FlowTable, now: u64) -> bool {
         let last = table.slots.len() as u32 - 1;
         let mut second_best: Option<(u32, State)> = None;
-        for _ in 0..SEARCH.min(last) {
-            if self.looks == 0 {
+        let mut seen = 0;
+        for _ in 0..last {
+            if self.looks == 0 || seen == SEARCH || (seen >= PATIENCE && second_best.is_some()) {
                 break;
             }
-            self.looks -= 1;
             self.hand = if self.hand >= last { 1 } else { self.hand + 1 };
             if let Some(ahead) = table.slots.get(self.hand as usize + 4) {
                 prefetch::read(ahead);
@@ -67,8 +70,11 @@ impl Local {
             let slot = table.slot(self.hand);
             let state = slot.load_state();
             if !state.is_live() {
+                // A full table has few of these, but they may lie side by side: to count them would refuse new flows.
                 continue;
             }
+            seen += 1;
+            self.looks -= 1;
             if table.deadline(slot, state) <= now && self.kill(table, self.hand, state) {
                 self.aged.expired += 1;
                 return true;

@@ -6,11 +6,12 @@
 use super::forward::send;
 use super::target::Target;
 use super::{End, Moment, Sinks, Staged, Worker, ttl_of};
+use crate::flow::FlowKey;
 use crate::frag::{self, Later};
 use crate::frame::{Frame, Ingress, Packet};
 use crate::trace::{FlowNote, Trace};
 use crate::verdict::{Drop, Verdict};
-use crate::wire::{self, Parsed, Rewrite, Ttl};
+use crate::wire::{self, Kind, Parsed, Rewrite, Ttl};
 
 /// A later fragment that waits.
 #[derive(Debug)]
@@ -125,7 +126,18 @@ impl<F: Frame> Worker<F> {
         let (rewrite, ttl) = match matched {
             Some(matched) => {
                 let flow = self.table.flow(matched.id);
-                (flow.rewrite(matched.dir), ttl_of(flow.origin()))
+                let way = flow.rewrite(matched.dir);
+                let rewrite = match parsed.kind {
+                    // An error's own source is its router's, and is hidden where the flow's is.
+                    Kind::IcmpError => {
+                        let hidden = way.src != flow.key(matched.dir).src();
+                        let src = if hidden { way.src } else { parsed.key.src() };
+                        let outer = FlowKey::new(src, way.dst, 0, 0, parsed.key.proto());
+                        Rewrite::new(&parsed.key, &outer)
+                    }
+                    _ => way,
+                };
+                (rewrite, ttl_of(flow.origin()))
             }
             None => {
                 let kernels = matches!(ingress, Ingress::Host(_) | Ingress::ToPod(_));

@@ -153,10 +153,17 @@ impl<F: Frame> Worker<F> {
     /// The table was made for fewer workers, or a worker of this number exists.
     pub fn new(setup: Setup, table: Arc<FlowTable>) -> Result<Self, TableError> {
         let local = table.local(usize::from(setup.id))?;
+        Ok(Self::resume(setup, table, local))
+    }
+
+    /// A worker that goes on with a part of the table: one of those that [`FlowTable::adopt`] makes of all parts when the
+    /// number of workers changes.
+    #[must_use]
+    pub fn resume(setup: Setup, table: Arc<FlowTable>, local: Local) -> Self {
         let held = setup.fragments / u32::from(setup.workers.max(1));
         let limits =
             frag::Limits { held: held.max(16), timeout: setup.fragment_timeout, ..Default::default() };
-        Ok(Self {
+        Self {
             local,
             counters: Arc::new(Counters::default()),
             random: Random::new(setup.seed ^ u64::from(setup.id).wrapping_mul(0x9E37_79B9_7F4A_7C15)),
@@ -172,7 +179,14 @@ impl<F: Frame> Worker<F> {
             general_only: false,
             setup,
             table,
-        })
+        }
+    }
+
+    /// Ends the worker and gives its part of the table, for [`FlowTable::adopt`]. What still waits inside is dropped
+    /// uncounted: [`Worker::drain`] it before.
+    #[must_use]
+    pub fn retire(self) -> Local {
+        self.local
     }
 
     /// Its number.

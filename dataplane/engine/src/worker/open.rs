@@ -231,7 +231,8 @@ fn from_host<'s>(snapshot: &'s Snapshot, eni: &'s EniEntry, parsed: &Parsed) -> 
 
 fn from_wire<'s>(snapshot: &'s Snapshot, eni: &'s EniEntry, parsed: &Parsed) -> Opening<'s> {
     let key = parsed.key;
-    if snapshot.pod(key.src()).is_some() {
+    // Neither a local pod nor the node itself is out there.
+    if snapshot.pod(key.src()).is_some() || snapshot.is_local(key.src()) {
         return Opening::Refused(Drop::Spoof);
     }
     if let Some(pod) = snapshot.pod(key.dst()) {
