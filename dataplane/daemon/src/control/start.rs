@@ -156,6 +156,7 @@ pub fn start(settings: Settings) -> Result<(Control, Sender<Event>), StartError>
         neighbours: Neighbours::open()?,
         asked: HashMap::new(),
         umem,
+        anchor: None,
         frags,
         enis: BTreeMap::new(),
         pods: HashMap::new(),
@@ -247,7 +248,7 @@ impl Plan {
         findings
     }
 
-    /// One UMEM for all: what is here now, and one ENI more.
+    /// One UMEM for all: what is here now, one ENI more, and the anchor.
     fn umem(
         &self,
         ring: u32,
@@ -258,7 +259,7 @@ impl Plan {
         if settings.eni_port == EniPort::Tap {
             return None;
         }
-        let sockets = self.queues + self.widest.max(1);
+        let sockets = self.queues + self.widest.max(1) + 1;
         let chunks = sockets * (ring + ring / 2) + u32::from(workers) * CHUNKS_PER_WORKER + CHUNKS_BETWEEN;
         match Umem::new(chunks, ring, false) {
             Ok(umem) => Some(umem),
