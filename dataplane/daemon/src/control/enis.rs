@@ -286,7 +286,7 @@ impl Control {
         match XskPort::open(umem, "lo", LOOPBACK, 0, options) {
             Ok(port) => self.anchor = Some(port),
             Err(error) => {
-                tracing::debug!(%error, "no anchor for the UMEM: the first ENI cannot be opened twice")
+                tracing::debug!(%error, "no anchor for the UMEM: the first ENI cannot be opened twice");
             }
         }
     }
