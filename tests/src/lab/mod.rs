@@ -156,8 +156,9 @@ impl Lab {
         command.stdin(Stdio::null()).output().expect("ip netns exec runs")
     }
 
-    /// Loads a ruleset of nft in the node.
+    /// Loads a ruleset of nft in the node. It may be written in one line: each brace that closes gets its own.
     pub fn nft(&self, rules: &str) {
+        let rules = rules.replace('}', "\n}");
         self.sh("node", &format!("nft -f - <<'EOF'\n{rules}\nEOF"));
     }
 
