@@ -56,7 +56,8 @@ fn fragments_in_reverse_order_reach_the_node_whole() {
     // One UDP datagram of 2,000 bytes in two pieces, the second one first.
     let payload = vec![b'.'; 2000];
     let (source, node) = (lab.address("host-x").octets(), NODE.octets());
-    let udp = etherparse::UdpHeader::with_ipv4_checksum(5005, PEER, &ipv4(source, node, 2008), &payload).unwrap();
+    let udp =
+        etherparse::UdpHeader::with_ipv4_checksum(5005, PEER, &ipv4(source, node, 2008), &payload).unwrap();
     let datagram = [&udp.to_bytes()[..], &payload].concat();
     for (offset, piece, more) in [(1400_usize, &datagram[1400..], false), (0, &datagram[..1400], true)] {
         let mut header = ipv4(source, node, piece.len());
@@ -106,7 +107,12 @@ fn fragments_to_and_from_pods_are_translated_as_the_whole_would_be() {
         );
         let delta = lab.since(&before);
         delta.assert_drops(&[]);
-        delta.assert(&[("engine.to_eni", 9), ("engine.to_pod", 9), ("engine.flows_opened", 2), ("engine.held", 0)]);
+        delta.assert(&[
+            ("engine.to_eni", 9),
+            ("engine.to_pod", 9),
+            ("engine.flows_opened", 2),
+            ("engine.held", 0),
+        ]);
     }
     for (from, to) in [("pod-a", "pod-b"), ("pod-a", "pod-c")] {
         let before = lab.stats();

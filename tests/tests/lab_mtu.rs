@@ -52,7 +52,11 @@ fn a_routers_frag_needed_reaches_the_pod_and_its_socket_shrinks() {
             let source = if external { lab.address(pod) } else { NODE };
             let inside = lab.sniff_in(pod);
             let before = lab.stats();
-            assert_eq!(lab.within(pod, || discover(to, 1440)), (source, 1400), "{pod}, EXTERNALSNAT {external}");
+            assert_eq!(
+                lab.within(pod, || discover(to, 1440)),
+                (source, 1400),
+                "{pod}, EXTERNALSNAT {external}"
+            );
             let delta = lab.since(&before);
             delta.assert_drops(&[]);
             let by = if external { "bpf.xdp_redirect_pod" } else { "bpf.xdp_redirect_icmp_error" };
@@ -66,7 +70,11 @@ fn a_routers_frag_needed_reaches_the_pod_and_its_socket_shrinks() {
 
             lab.sh(pod, "ip route flush cache");
             let before = lab.stats();
-            assert_eq!(lab.within(pod, || discover_tcp(to)), (source, 1400), "{pod}, TCP, EXTERNALSNAT {external}");
+            assert_eq!(
+                lab.within(pod, || discover_tcp(to)),
+                (source, 1400),
+                "{pod}, TCP, EXTERNALSNAT {external}"
+            );
             let delta = lab.since(&before);
             delta.assert_drops(&[]);
             delta.assert_at_least(&[(by, 1)]);
@@ -83,11 +91,18 @@ fn an_eni_narrower_than_the_pods_clamps_mss_and_answers_with_frag_needed() {
             let (own, to) = (lab.address(pod), lab.address(host));
             let source = if host == "host-x" { NODE } else { own };
             let (before, mark) = (lab.stats(), sniffer.mark());
-            assert_eq!(lab.within(pod, || discover(to, 1440)), (source, 1400), "{pod} -> {host}: it learns our MTU");
+            assert_eq!(
+                lab.within(pod, || discover(to, 1440)),
+                (source, 1400),
+                "{pod} -> {host}: it learns our MTU"
+            );
             let delta = lab.since(&before);
             delta.assert_drops(&[("drop.frag_needed", 1)]);
             delta.assert(&[("engine.generated", 1), ("engine.flows_opened", 1)]);
-            assert!(sniffer.since(mark).iter().all(|p| !p.left_the_node() || p.len <= 1400), "none is too large");
+            assert!(
+                sniffer.since(mark).iter().all(|p| !p.left_the_node() || p.len <= 1400),
+                "none is too large"
+            );
             lab.sh(pod, "ip route flush cache");
 
             let (before, mark) = (lab.stats(), sniffer.mark());

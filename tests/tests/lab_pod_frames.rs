@@ -76,7 +76,8 @@ fn vlan_ipv6_and_spoofed_sources_are_dropped_by_name() {
     let host = lab.address("host-x");
 
     let before = lab.stats();
-    let others = [lab.address("pod-d"), lab.address("pod-a"), NODE, Ipv4Addr::new(8, 8, 8, 8), Ipv4Addr::LOCALHOST];
+    let others =
+        [lab.address("pod-d"), lab.address("pod-a"), NODE, Ipv4Addr::new(8, 8, 8, 8), Ipv4Addr::LOCALHOST];
     for source in others {
         // To the outside, to a pod beside, and to the node: nowhere does a forged source pass.
         for to in [host, lab.address("pod-d"), NODE] {
@@ -91,7 +92,8 @@ fn vlan_ipv6_and_spoofed_sources_are_dropped_by_name() {
     lab.since(&before).assert_drops(&[("bpf.from_pod_drop_vlan", 1)]);
 
     let before = lab.stats();
-    let [local, global] = ["fe80::a", "2001:db8::a"].map(|a| a.parse::<std::net::Ipv6Addr>().unwrap().octets());
+    let [local, global] =
+        ["fe80::a", "2001:db8::a"].map(|a| a.parse::<std::net::Ipv6Addr>().unwrap().octets());
     let far = "2001:db8::9".parse::<std::net::Ipv6Addr>().unwrap().octets();
     let six = |from, to| PacketBuilder::ethernet2(pod.mac, pod.gateway).ipv6(from, to, 64);
     pod.sender.send(&written(six(global, far).udp(5000, 9), b"six"));
@@ -105,6 +107,7 @@ fn vlan_ipv6_and_spoofed_sources_are_dropped_by_name() {
     assert!(!inside.all().iter().any(own), "something reached the pod beside: {:?}", inside.all());
     assert!(lab.sh("node", "nft list table ip seen").contains("packets 0 "), "the kernel saw something");
 
+    let _listens = lab.within("pod-d", || std::net::UdpSocket::bind("0.0.0.0:9").unwrap());
     // The same sender with its own address does reach all three: the test could have seen the others.
     let before = lab.stats();
     pod.sender.send(&pod.udp(pod.address, host));

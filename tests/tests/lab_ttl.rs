@@ -19,7 +19,10 @@ fn send_with_ttl(to: Ipv4Addr, ttl: u32) -> Option<Errno> {
 }
 
 fn requests(packets: &[Seen], to: Ipv4Addr) -> Vec<&Seen> {
-    packets.iter().filter(|p| p.left_the_node() && p.protocol == 17 && p.dst == to && p.dport == PEER).collect()
+    packets
+        .iter()
+        .filter(|p| p.left_the_node() && p.protocol == 17 && p.dst == to && p.dport == PEER)
+        .collect()
 }
 
 #[test]
@@ -113,6 +116,7 @@ fn one_hop_from_pod_to_pod_and_from_the_wire_to_a_pod() {
 fn what_the_kernel_forwards_into_a_pod_loses_its_hop_there_and_not_again() {
     let lab = Lab::up("d", &[]);
     let pod = lab.address("pod-c");
+    lab.mark_node_ports();
     lab.nft(&format!(
         "table ip k {{ chain pre {{ type nat hook prerouting priority dstnat; ip daddr {NODE} udp dport 30053 \
          dnat to {pod}:{PEER}; }} }}"
@@ -127,9 +131,18 @@ fn what_the_kernel_forwards_into_a_pod_loses_its_hop_there_and_not_again() {
     let ttl = |seen: Vec<Seen>, from: Ipv4Addr| -> Vec<u8> {
         seen.into_iter().filter(|p| p.protocol == 17 && p.src == from).map(|p| p.ttl).collect()
     };
-    assert_eq!(ttl(inside.all(), lab.address("host-x")), [62], "64, less the fabric's hop, less the kernel's");
+    assert_eq!(
+        ttl(inside.all(), lab.address("host-x")),
+        [62],
+        "64, less the fabric's hop, less the kernel's"
+    );
     assert_eq!(ttl(host.all(), NODE), [62], "64, less the kernel's hop, less the fabric's");
     let delta = lab.since(&before);
     delta.assert_drops(&[]);
-    delta.assert(&[("bpf.to_pod_redirect", 1), ("engine.to_pod", 1), ("engine.to_kernel_pod", 1), ("engine.to_eni", 0)]);
+    delta.assert(&[
+        ("bpf.to_pod_redirect", 1),
+        ("engine.to_pod", 1),
+        ("engine.to_kernel_pod", 1),
+        ("engine.to_eni", 0),
+    ]);
 }

@@ -162,6 +162,16 @@ impl Lab {
         self.sh("node", &format!("nft -f - <<'EOF'\n{rules}\nEOF"));
     }
 
+    /// Lays VPC CNI's rules for node ports on the node, as its agent does in every mode (`AWS_VPC_CNI_NODE_PORT_SUPPORT`):
+    /// what enters by the primary ENI for the node is marked, and what comes back from its pod goes by the main table.
+    pub fn mark_node_ports(&self) {
+        self.nft(
+            "table ip aws-cni { chain marks { type filter hook prerouting priority mangle; policy accept;\n\
+             iifname \"eni0\" fib daddr . iif type local ct mark set ct mark or 0x80\n\
+             iifname \"enia*\" meta mark set ct mark and 0x80 } }",
+        );
+    }
+
     /// Begins to sniff all of the fabric, frame by frame: its ENIs' ends stop merging segments.
     #[must_use]
     pub fn sniff(&self) -> Sniffer {
