@@ -13,6 +13,7 @@ use sluice_state::query::{Attempt, EniReport, Finding};
 use sluice_state::{Invalid, State};
 
 use super::{Control, lock};
+use crate::expedite::Expedited;
 use crate::host::Link;
 use crate::plane::{Order, Route};
 use crate::settings::{EniPort, XdpMode};
@@ -155,6 +156,7 @@ impl Control {
 
     /// Detaches everything that was attached, for a clean end.
     pub(super) fn detach_everything(&mut self) {
+        let _expedited = Expedited::during(2 * self.pods.len());
         let names: Vec<String> = self.enis.keys().cloned().collect();
         names.iter().for_each(|name| self.close_eni(name));
         if let Err(error) = lock(&self.programs).detach_all() {
