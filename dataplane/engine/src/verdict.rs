@@ -75,7 +75,7 @@ drops! {
     NotIpv4 = "not_ipv4";
     /// The IP header is malformed: version, header length, total length, or a source that no host may use.
     BadIpHeader = "bad_ip_header";
-    /// It asks to be routed by a list of its own (RFC 7126 §4.3.1: drop by default), past what was judged.
+    /// It asks to be routed by a list of its own (RFC 7126 §4.3 and §4.4: drop by default), past what was judged.
     SourceRoute = "source_route";
     /// The IP header's checksum is wrong.
     BadIpChecksum = "bad_ip_checksum";
