@@ -5,6 +5,7 @@
 //! out.
 #![deny(unsafe_code)]
 
+pub mod cpus;
 pub mod forwarding;
 pub mod host;
 pub mod load;

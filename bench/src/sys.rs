@@ -155,27 +155,6 @@ pub fn thread_id() -> u32 {
     unsafe { libc::gettid() as u32 }
 }
 
-/// Gives a task the last of our CPUs whenever it wants it, as if it had a machine to itself.
-///
-/// # Errors
-/// There is no such task, or `CAP_SYS_NICE` is missing.
-pub fn favour(task: u32) -> io::Result<()> {
-    let parameters = libc::sched_param { sched_priority: 1 };
-    // SAFETY: the sets are integers, for which all zeroes is a value, and live for the calls; the macros index within
-    // CPU_SETSIZE; the parameters live for the call.
-    unsafe {
-        let mut allowed: libc::cpu_set_t = zeroed();
-        check(libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &raw mut allowed))?;
-        if let Some(last) = (0..libc::CPU_SETSIZE as usize).rev().find(|cpu| libc::CPU_ISSET(*cpu, &allowed))
-        {
-            let mut only: libc::cpu_set_t = zeroed();
-            libc::CPU_SET(last, &mut only);
-            check(libc::sched_setaffinity(task as i32, size_of::<libc::cpu_set_t>(), &raw const only))?;
-        }
-        check(libc::sched_setscheduler(task as i32, libc::SCHED_FIFO, &raw const parameters)).map(drop)
-    }
-}
-
 /// Asks for a cache line ahead of its use.
 #[inline]
 pub fn prefetch<T>(item: &T) {

@@ -59,6 +59,7 @@ impl Pair {
             checksums,
             rate: Some(50_000.0),
             limit: None,
+            cpus: Vec::new(),
         }
     }
 }

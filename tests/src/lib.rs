@@ -2,3 +2,5 @@
 //!
 //! What the tests share is here; the tests themselves are in `tests/`.
 #![forbid(unsafe_code)]
+
+pub mod lab;

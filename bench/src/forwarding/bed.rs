@@ -7,9 +7,11 @@
 //!
 //! The *ceiling* is the generator with nothing behind it: its packets are counted and dropped at the first interface of
 //! the node. Flat out it shows what the generator can do; at the measuring rate its CPU time per packet (pacing, system
-//! call, veth transmit, the softirq that takes the packet off) is what is taken off every path.
+//! call, veth transmit, the softirq that takes the packet off) is what is taken off every path. What stays in every path
+//! alike is the last sink: a veth's receive and a drop.
 
 use std::net::Ipv4Addr;
+use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,12 +19,12 @@ use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
 use super::lab::{Dataplane, Eni, Host, Lab, Pod};
+use crate::cpus;
 use crate::load::frame::{Checksums, Endpoints};
 use crate::load::generator::{Generator, Load};
 use crate::load::learn::{Learned, learn};
 use crate::load::sink::Sink;
 use crate::meter::cpu::{Cast, Snapshot, Spent};
-use crate::sys;
 
 /// Which way the load goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
@@ -125,6 +127,7 @@ pub struct Bed<'a> {
     host: &'a Host,
     checksums: Checksums,
     cast: Cast,
+    generator_cpus: Vec<usize>,
 }
 
 impl<'a> Bed<'a> {
@@ -148,9 +151,27 @@ impl<'a> Bed<'a> {
             "`sluice lab status` names no process `sluiced`"
         );
         let veth = topology.host_interface(pod).context("the lab names no host's end of the pod's veth")?;
-        let mut bed = Self { lab, pod, veth, eni, host, checksums, cast };
-        bed.cast.far_end = bed.far_end_threads()?;
+        let mut bed = Self { lab, pod, veth, eni, host, checksums, cast, generator_cpus: Vec::new() };
+        bed.generator_cpus = bed.place()?;
         Ok(bed)
+    }
+
+    /// Whether the far end of the ENI receives in a thread of its own, as another machine would, or inside the sender's
+    /// call. For TCP it must be the thread, or the remote host's whole stack runs inside the node's transmit call. For the
+    /// load it must not: a sink is next to nothing, but waking a thread for it costs the sender more than forwarding does,
+    /// and its queue of 256 packets overflows while it waits for a CPU.
+    ///
+    /// # Errors
+    /// The interface is gone. A kernel before 5.12 has no such threads, and that is no error.
+    pub fn thread_far_end(&self, threaded: bool) -> Result<()> {
+        let file = format!("/sys/class/net/{}/threaded", self.eni.name);
+        let script = format!("! test -e {file} || echo {} > {file}", u8::from(threaded));
+        // sysfs shows the namespace that it was mounted in; `ip netns exec` mounts the right one.
+        let namespace = self.lab.topology.fabric.namespace.as_str();
+        let status = Command::new("ip").args(["netns", "exec", namespace, "sh", "-c", &script]).status();
+        let status = status.context("cannot run `ip`: install iproute2")?;
+        ensure!(status.success(), "cannot set threaded NAPI of {} in {namespace}: {status}", self.eni.name);
+        Ok(())
     }
 
     /// The outside host's namespace and address.
@@ -280,6 +301,7 @@ impl<'a> Bed<'a> {
             checksums: self.checksums,
             rate: None,
             limit: None,
+            cpus: self.generator_cpus.clone(),
         }
     }
 
@@ -297,37 +319,18 @@ impl<'a> Bed<'a> {
             checksums: Checksums::Full,
             rate: None,
             limit: None,
+            cpus: self.generator_cpus.clone(),
         }
     }
 
-    /// NAPI threads of the fabric's end of the ENI. Its name does not tell them from the node's, so a little load that
-    /// only passes there does: from the node's end to a sink at the fabric's.
-    fn far_end_threads(&self) -> Result<Vec<u32>> {
-        let load = Load {
-            namespace: self.lab.topology.node.namespace.clone(),
-            interface: self.eni.name.clone(),
-            source_mac: self.eni.mac.0,
-            destination_mac: self.eni.gateway_mac.0,
-            source: self.eni.address,
-            checksums: Checksums::Full,
-            rate: Some(200_000.0),
-            ..self.load_up(64, 1)
-        };
-        let _sink = Sink::attach(&self.lab.topology.fabric.namespace, &self.eni.name, self.eni.address)?;
-        let before = Snapshot::take()?;
-        let generator = load.start()?;
-        std::thread::sleep(Duration::from_millis(80));
-        let after = Snapshot::take()?;
-        generator.stop()?;
-        // The busiest only: another lab on this machine may be at work. Without threaded NAPI there is none, and the far
-        // end's cost is part of every path alike.
-        let threads: Vec<u32> = after.busy_napi_threads(&before).into_iter().take(1).collect();
-        // It stands for another machine: waiting for a CPU here it would drop what the node sent well.
-        threads
-            .iter()
-            .try_for_each(|thread| sys::favour(*thread))
-            .context("cannot favour the far end's thread")?;
-        Ok(threads)
+    /// CPUs for the generator: away from the daemon's pinned workers where that leaves any, as a pod's process would be
+    /// by the scheduler's choice in the long run.
+    fn place(&self) -> Result<Vec<usize>> {
+        let all = cpus::allowed(0)?;
+        let workers: Vec<usize> =
+            self.cast.dataplane.iter().flat_map(|daemon| cpus::pinned_by(*daemon)).collect();
+        let away: Vec<usize> = all.iter().copied().filter(|cpu| !workers.contains(cpu)).collect();
+        Ok(if away.is_empty() { all } else { away })
     }
 }
 

@@ -93,6 +93,7 @@ pub fn run(plan: &Plan, place: &Place, progress: &Progress) -> Result<Measured> 
             progress.step(&headline, "switching")?;
             lab.switch(dataplane)?;
             let bed = Bed::new(&lab, plan.checksums)?;
+            bed.thread_far_end(false)?;
             // Sluice's XDP would come before the ceiling's sink.
             if !ceilings && dataplane != Dataplane::Sluice {
                 ceilings = true;
@@ -158,6 +159,7 @@ fn slot(
         recovery.push(bed.window(direction, shape(plan, 64, Some(plan.rate)), 1000, &back)?);
     }
 
+    bed.thread_far_end(true)?;
     let (host, address) = bed.host();
     progress.step(headline, "round trips")?;
     let idle = rtt::measure(bed.pod(), host, address, plan.round_trips)?;

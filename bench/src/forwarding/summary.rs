@@ -164,7 +164,7 @@ pub fn unaccounted(measured: &Measured) -> f64 {
     let (mut machine, mut counted, mut path) = (0.0, 0.0, 0.0);
     for window in measured.slots.iter().flat_map(|s| &s.paced) {
         machine += window.cpu.machine as f64;
-        counted += (window.cpu.path() + window.cpu.far_end + window.cpu.elsewhere) as f64;
+        counted += (window.cpu.path() + window.cpu.elsewhere) as f64;
         path += window.cpu.path() as f64;
     }
     if path > 0.0 { (machine - counted) / path } else { 0.0 }

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 use super::frame::{Checksums, Template};
+use crate::cpus;
 use crate::netns;
 use crate::sys::{self, BATCH, PacketSocket};
 
@@ -48,6 +49,8 @@ pub struct Load {
     pub rate: Option<f64>,
     /// Packets after which it ends by itself.
     pub limit: Option<u64>,
+    /// CPUs that it may run on; none: all.
+    pub cpus: Vec<usize>,
 }
 
 /// A generator at work.
@@ -91,6 +94,10 @@ impl Load {
     fn run(self, shared: &Shared) -> Result<()> {
         shared.thread.store(sys::thread_id(), Ordering::Release);
         sys::precise_sleep();
+        if !self.cpus.is_empty() {
+            cpus::keep(0, &self.cpus)
+                .with_context(|| format!("cannot keep the generator on CPUs {:?}", self.cpus))?;
+        }
         let partial = self.checksums == Checksums::Partial;
         let socket = if partial {
             PacketSocket::sender_with_offload(&self.interface)

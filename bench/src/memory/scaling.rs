@@ -4,13 +4,12 @@ use std::sync::{Arc, Barrier};
 use std::time::Instant;
 
 use anyhow::{Result, anyhow, ensure};
-use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
-use nix::unistd::Pid;
 use serde::Serialize;
 
 use super::path::Engine;
 use super::stream::{Cost, Order, Stream};
 use super::world;
+use crate::cpus;
 
 /// What a number of threads reached.
 #[derive(Debug, Clone, Serialize)]
@@ -56,16 +55,6 @@ pub fn measure(threads: u16, flows: u32, packets: u64, length: usize) -> Result<
     })
 }
 
-/// Keeps the calling thread on the CPU of this rank among those that it may use.
-fn pin(rank: usize) -> nix::Result<()> {
-    let this = Pid::from_raw(0);
-    let allowed = sched_getaffinity(this)?;
-    let mine = (0..CpuSet::count()).filter(|cpu| allowed.is_set(*cpu).unwrap_or(false)).nth(rank);
-    let mut only = CpuSet::new();
-    only.set(mine.ok_or(nix::Error::EINVAL)?)?;
-    sched_setaffinity(this, &only)
-}
-
 fn work(
     id: usize,
     mut engine: Engine,
@@ -74,8 +63,10 @@ fn work(
     length: usize,
     barrier: &Barrier,
 ) -> (Cost, f64) {
-    // Where the system has no such CPU the scheduler decides.
-    pin(id).ok();
+    // Where there is no CPU of this rank the scheduler decides.
+    if let Some(cpu) = cpus::allowed(0).ok().and_then(|cpus| cpus.get(id).copied()) {
+        cpus::keep(0, &[cpu]).ok();
+    }
     let mut stream = Stream::new(flows, Order::Shuffled, length);
     let lost = stream.run(&mut engine, stream.once());
     barrier.wait();

@@ -34,10 +34,8 @@ pub enum Share {
     Dataplane,
     /// `ksoftirqd/N`.
     Softirq,
-    /// `napi/*` threads of the node.
+    /// `napi/*` threads.
     Napi,
-    /// `napi/*` threads of the far end: not the node's cost.
-    FarEnd,
     /// Kernel workers.
     Worker,
     /// Everything else: not part of a path, but a measure of how quiet the machine was.
@@ -51,8 +49,6 @@ pub struct Cast {
     pub generator: u32,
     /// The daemon's processes.
     pub dataplane: Vec<u32>,
-    /// `napi/*` threads that belong to a remote host. By number, because the two ends of a link may have one name.
-    pub far_end: Vec<u32>,
 }
 
 /// CPU time spent between two snapshots, in nanoseconds.
@@ -66,8 +62,6 @@ pub struct Spent {
     pub softirq: u64,
     /// See [`Share::Napi`].
     pub napi: u64,
-    /// See [`Share::FarEnd`].
-    pub far_end: u64,
     /// See [`Share::Worker`].
     pub worker: u64,
     /// See [`Share::Elsewhere`].
@@ -104,23 +98,6 @@ impl Snapshot {
         Ok(Self { tasks, busy: busy_time()? })
     }
 
-    /// `napi/*` threads that ran for more than a millisecond since `earlier`, the busiest first.
-    #[must_use]
-    pub fn busy_napi_threads(&self, earlier: &Self) -> Vec<u32> {
-        let ran = |id: &(u32, u32), task: &Task| {
-            task.ran - earlier.tasks.get(id).map_or(0, |t| t.ran).min(task.ran)
-        };
-        let mut busy: Vec<(u64, u32)> = self
-            .tasks
-            .iter()
-            .filter(|(_, task)| task.name.starts_with("napi/"))
-            .map(|(id, task)| (ran(id, task), id.0))
-            .filter(|(ran, _)| *ran > 1_000_000)
-            .collect();
-        busy.sort_unstable_by(|a, b| b.cmp(a));
-        busy.into_iter().map(|(_, id)| id).collect()
-    }
-
     /// What was spent since `earlier`. A task that did not exist then counts from its start; one that has ended since is
     /// lost, so generators and daemons must outlive the window.
     #[must_use]
@@ -134,7 +111,6 @@ impl Snapshot {
                 Share::Dataplane => &mut spent.dataplane,
                 Share::Softirq => &mut spent.softirq,
                 Share::Napi => &mut spent.napi,
-                Share::FarEnd => &mut spent.far_end,
                 Share::Worker => &mut spent.worker,
                 Share::Elsewhere => &mut spent.elsewhere,
             };
@@ -153,7 +129,7 @@ impl Cast {
         } else if name.starts_with("ksoftirqd/") {
             Share::Softirq
         } else if name.starts_with("napi/") {
-            if self.far_end.contains(&process) { Share::FarEnd } else { Share::Napi }
+            Share::Napi
         } else if name.starts_with("kworker/") {
             Share::Worker
         } else {
@@ -210,12 +186,11 @@ mod tests {
 
     #[test]
     fn names_tell_who_is_who() {
-        let cast = Cast { generator: 7, dataplane: vec![9], far_end: vec![21] };
+        let cast = Cast { generator: 7, dataplane: vec![9] };
         let share = |id, name: &str| cast.share(id, name);
         assert_eq!(share((3, 7), "generator"), Share::Generator);
         assert_eq!(share((9, 11), "worker-0"), Share::Dataplane);
         assert_eq!(share((14, 14), "ksoftirqd/0"), Share::Softirq);
-        assert_eq!(share((21, 21), "napi/eni0-8193"), Share::FarEnd);
         assert_eq!(share((20, 20), "napi/eni0-8194"), Share::Napi);
         assert_eq!(share((20, 20), "kworker/0:1-events"), Share::Worker);
         assert_eq!(share((20, 20), "bash"), Share::Elsewhere);

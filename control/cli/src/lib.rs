@@ -49,8 +49,12 @@ enum Command {
         /// The shell
         shell: clap_complete::Shell,
     },
-    /// Print the manual page (roff)
-    Man,
+    /// Print the manual page (roff) of the program, or of a command as in `man lab up`
+    Man {
+        /// The command
+        #[arg(value_name = "COMMAND")]
+        command: Vec<String>,
+    },
     /// What answers in the lab; `lab up` starts it
     #[command(hide = true)]
     LabServer(lab::Name),
@@ -86,11 +90,29 @@ fn dispatch(command: &Command) -> anyhow::Result<ExitCode> {
             clap_complete::generate(*shell, &mut Cli::command(), "sluice", &mut script);
             output::print(String::from_utf8_lossy(&script).trim_end())?;
         }
-        Command::Man => {
+        Command::Man { command } => {
             let mut page = Vec::new();
-            clap_mangen::Man::new(Cli::command()).render(&mut page)?;
+            let title = ["sluice"]
+                .into_iter()
+                .chain(command.iter().map(String::as_str))
+                .collect::<Vec<_>>()
+                .join("-");
+            clap_mangen::Man::new(subcommand(command)?).title(title).render(&mut page)?;
             output::print(String::from_utf8_lossy(&page).trim_end())?;
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The command of this path.
+fn subcommand(path: &[String]) -> anyhow::Result<clap::Command> {
+    let mut root = Cli::command();
+    root.build();
+    let mut command = &root;
+    for name in path {
+        command = command
+            .find_subcommand(name)
+            .ok_or_else(|| anyhow::anyhow!("`{}` has no command `{name}`", command.get_name()))?;
+    }
+    Ok(command.clone())
 }

@@ -248,4 +248,11 @@ fn completions_and_the_manual_are_printed() {
     let done = Command::cargo_bin("sluice").unwrap().arg("man").assert();
     assert!(stdout(&done).contains(".TH sluice"));
     done.success();
+    let done = Command::cargo_bin("sluice").unwrap().args(["man", "lab", "up"]).assert();
+    assert!(
+        stdout(&done).contains(".TH sluice-lab-up") && stdout(&done).contains("10.0.9.5"),
+        "{}",
+        stdout(&done)
+    );
+    done.success();
 }

@@ -85,6 +85,8 @@ fn up_status_exec_and_down_do_what_they_say() {
     assert!(String::from_utf8_lossy(&output.stderr).contains("pod-a"), "the names there are");
     let output = lab.run(&["lab", "up", "--dataplane", "kernel"]);
     assert!(String::from_utf8_lossy(&output.stderr).contains("is up already"), "a living lab is not touched");
+    let output = lab.run(&["demo", "--no-load", "--dataplane", "kernel"]);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("is up already"), "nor does a demo take it");
     assert_eq!(lab.status()["condition"], "up");
 
     lab.ok(&["lab", "down"]);

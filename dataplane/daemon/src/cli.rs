@@ -101,7 +101,7 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Standard error may be closed; the exit code says it all the same.
-            let _ = writeln!(io::stderr(), "sluiced: {error:#}");
+            let _ = writeln!(io::stderr(), "sluiced: {error}");
             ExitCode::from(exit_code(&error))
         }
     }

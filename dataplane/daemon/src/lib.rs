@@ -18,6 +18,7 @@ pub mod capture;
 pub mod cli;
 pub mod clock;
 pub mod control;
+pub mod expedite;
 pub mod host;
 pub mod lock;
 pub mod plane;

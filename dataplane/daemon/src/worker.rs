@@ -24,6 +24,10 @@ use crate::sys;
 
 /// Longest sleep: a timer that was missed is met after this at the latest.
 const NAP_NS: u64 = 500_000_000;
+/// Longest sleep, and longer polling before it, while a device has not taken what was sent: nothing wakes a worker when
+/// the device has room again.
+const STALLED_NAP_NS: u64 = 1_000_000;
+const STALLED_SPIN_NS: u64 = 1_000_000;
 
 /// A queue of an ENI.
 struct Queue {
@@ -101,7 +105,7 @@ impl Loop {
             if moved > 0 {
                 Turns::add(&seat.turns.busy, 1);
                 last_work = now;
-            } else if now.saturating_sub(last_work) >= self.spin_ns {
+            } else if now.saturating_sub(last_work) >= self.patience() {
                 self.sleep(seat, &snapshot, now);
                 last_work = clock::monotonic();
             } else {
@@ -240,8 +244,19 @@ impl Loop {
         }
     }
 
+    /// A device has not taken all that was sent.
+    fn stalled(&self) -> bool {
+        self.trunk.stalled() || self.queues.iter().any(|queue| queue.port.stalled())
+    }
+
+    /// How long to poll without a packet before sleeping.
+    fn patience(&self) -> u64 {
+        if self.stalled() { self.spin_ns.max(STALLED_SPIN_NS) } else { self.spin_ns }
+    }
+
     fn sleep(&mut self, seat: &Seat, snapshot: &Snapshot, now: u64) {
-        let due = self.engine.next_timer().map_or(NAP_NS, |due| due.saturating_sub(now).min(NAP_NS));
+        let longest = if self.stalled() { STALLED_NAP_NS } else { NAP_NS };
+        let due = self.engine.next_timer().map_or(longest, |due| due.saturating_sub(now).min(longest));
         let millis = due.div_ceil(1_000_000);
         if millis == 0 || !seat.doze(snapshot.generation) {
             return;

@@ -80,12 +80,7 @@ pub fn run(demo: &Demo) -> Result<ExitCode> {
         passed: 0,
         failed: 0,
     };
-    let done = perform(demo, &progress, &mut result);
-    if let Err(e) = done {
-        // Whatever was up belongs to this demo.
-        let _ = lab::down(&demo.name);
-        return Err(e);
-    }
+    perform(demo, &progress, &mut result)?;
     drop(progress);
     let verdicts = result.rows.iter().map(|r| r.ok).chain(result.checks.iter().map(|c| c.ok));
     let (passed, failed): (Vec<bool>, Vec<bool>) = verdicts.partition(|ok| *ok);
@@ -104,20 +99,21 @@ fn perform(demo: &Demo, progress: &Progress, result: &mut Report) -> Result<()> 
     // True first, so that the lab of the second table is the one that is loaded.
     for external_snat in [true, false] {
         let options = options(demo, demo.dataplane, external_snat);
-        let record = lab::up(&demo.name, &options, progress)?;
-        table(&record, progress, result)?;
+        let own = Own::up(&options, demo, progress)?;
+        let record = &own.0;
+        table(record, progress, result)?;
         if !external_snat && !demo.no_load {
-            result.load = Some(load::run(&record, demo.quick, progress, &mut result.checks)?);
+            result.load = Some(load::run(record, demo.quick, progress, &mut result.checks)?);
         }
-        result.checks.push(sources(&record)?);
-        lab::down(&demo.name)?;
+        result.checks.push(sources(record)?);
+        own.down()?;
     }
     if let Some(ours) = &mut result.load
         && demo.dataplane != Dataplane::Nft
     {
-        let record = lab::up(&demo.name, &options(demo, Dataplane::Nft, false), progress)?;
-        ours.compare(&record, demo.quick, progress)?;
-        lab::down(&demo.name)?;
+        let own = Own::up(&options(demo, Dataplane::Nft, false), demo, progress)?;
+        ours.compare(&own.0, demo.quick, progress)?;
+        own.down()?;
     }
     if let Some(loads) = &result.load {
         loads.print(progress);
@@ -126,6 +122,27 @@ fn perform(demo: &Demo, progress: &Progress, result: &mut Report) -> Result<()> 
         progress.line(&format!("{}  {}: {}", mark(check.ok), check.name, check.note));
     }
     Ok(())
+}
+
+/// A lab that this demo has brought up, and takes down whatever happens. One that somebody else has up is never touched.
+struct Own(Record);
+
+impl Own {
+    fn up(options: &Options, demo: &Demo, progress: &Progress) -> Result<Self> {
+        lab::up(&demo.name, options, progress).map(Self)
+    }
+
+    /// Takes it down and says when something stays.
+    fn down(self) -> Result<()> {
+        lab::down(&self.0.topology.name).map(|_| ())
+    }
+}
+
+impl Drop for Own {
+    fn drop(&mut self) {
+        // After `down` there is nothing left and this does nothing; in the middle of an error the first error is told.
+        let _ = lab::down(&self.0.topology.name);
+    }
 }
 
 /// The lab's defaults, as the command line gives them.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use nix::mount::{MsFlags, mount};
 use sluice_state::RandomizeSnat;
 use sluice_state::query::{Answer, Client, Query, Report};
@@ -75,8 +75,9 @@ fn sluiced(node: &Netns, options: &Options, paths: &Paths, progress: &Progress) 
     let child = node.within(|| spawn(&mut command, file))?;
     let process = Process::new("sluiced", child.id());
     let ready = wait_ready(child, paths, progress);
-    ready.with_context(|| {
-        format!("{} did not come up; the end of {}:\n{}", binary.display(), log.display(), tail(&log))
+    ready.map_err(|e| {
+        let (binary, log, tail) = (binary.display(), log.display(), tail(&log));
+        anyhow!("{binary} did not come up: {e:#}\nthe end of {log}:\n{tail}")
     })?;
     process.context("sluiced is gone")
 }

@@ -45,8 +45,21 @@ pub enum Lab {
     Exec(Exec),
 }
 
+/// What `sluice lab up --help` ends with.
+const MEMBERS: &str = "Namespaces, each PREFIX-NAME; `ip netns exec PREFIX-NAME CMD` and `sluice lab exec NAME -- CMD` both work:
+  node     eni0 10.0.9.5 (primary, gateway 10.0.9.1), eni1 10.0.10.5 (gateway 10.0.10.1)
+  pod-a    10.0.1.10 on eni0          pod-b    10.0.1.11 on eni0
+  pod-c    10.0.2.20 on eni1          pod-d    10.0.2.21 on eni1
+  vpc      the fabric: routes by the owner of an address, drops what EC2's source check would
+  host-v   10.0.77.7, in the VPC      host-w   100.64.3.3, in its second CIDR
+  host-x   203.0.113.9, outside       host-y   198.51.100.7, outside, behind --path-mtu
+  imds     169.254.169.254
+Servers: TCP and UDP port 7 echo; port 8 says the address that the client is seen with (a UDP answer is as long as its
+question); HTTP on imds, with /peer for the same and /latest/meta-data/ as far as VPC CNI reads it.";
+
 /// `sluice lab up`.
 #[derive(Debug, Args)]
+#[command(after_help = MEMBERS)]
 pub struct Up {
     #[command(flatten)]
     name: Name,

@@ -13,6 +13,7 @@ use sluice_state::query::{Attempt, EniReport, Finding};
 use sluice_state::{Invalid, State};
 
 use super::{Control, lock};
+use crate::expedite::Expedited;
 use crate::host::Link;
 use crate::plane::{Order, Route};
 use crate::settings::{EniPort, XdpMode};
@@ -22,6 +23,8 @@ use crate::sys::Channels;
 const MAX_QUEUES: u32 = 64;
 /// ENIs that the XSKMAP has room for.
 const MAX_SLOTS: u16 = 64;
+/// The loopback interface's index, the same in every network namespace.
+const LOOPBACK: u32 = 1;
 /// Chunks and ring of the UMEM that zero-copy is tried with.
 const PROBE_CHUNKS: u32 = 256;
 const PROBE_RING: u32 = 64;
@@ -155,6 +158,7 @@ impl Control {
 
     /// Detaches everything that was attached, for a clean end.
     pub(super) fn detach_everything(&mut self) {
+        let _expedited = Expedited::during(2 * self.pods.len());
         let names: Vec<String> = self.enis.keys().cloned().collect();
         names.iter().for_each(|name| self.close_eni(name));
         if let Err(error) = lock(&self.programs).detach_all() {
@@ -263,6 +267,9 @@ impl Control {
         if taken == Taken::ZeroCopy {
             probe(link, &options)?;
         }
+        if taken != Taken::ZeroCopy {
+            self.anchor(&options);
+        }
         let umem = self.umem.as_ref().ok_or("there is no UMEM: no ENI was to use AF_XDP at the start")?;
         let ports = (0..open.queues)
             .map(|queue| XskPort::open(umem, &link.name, link.ifindex, queue, &options))
@@ -270,6 +277,18 @@ impl Control {
             .map_err(|error| error.to_string())?;
         egress(self)?;
         self.seat_ports(link, open, ports)
+    }
+
+    /// libxdp closes a UMEM's first socket only with the UMEM, so an ENI whose queue had it could not be opened again. The
+    /// loopback interface takes the first one in copy mode; no packet ever comes by it. Without it only reopening is lost.
+    fn anchor(&mut self, options: &XskOptions) {
+        let (None, Some(umem)) = (&self.anchor, &self.umem) else { return };
+        match XskPort::open(umem, "lo", LOOPBACK, 0, options) {
+            Ok(port) => self.anchor = Some(port),
+            Err(error) => {
+                tracing::debug!(%error, "no anchor for the UMEM: the first ENI cannot be opened twice");
+            }
+        }
     }
 
     /// Tells the XSKMAP of the sockets and gives each to its worker.

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender};
 use sluice_bpf::Programs;
-use sluice_io::xsk::Umem;
+use sluice_io::xsk::{Umem, XskPort};
 use sluice_state::push::PushReply;
 use sluice_state::query::{Finding, TrunkReport, WorkerReport};
 use sluice_state::{Generation, OnFailure, State};
@@ -92,6 +92,7 @@ pub struct Control {
     neighbours: Neighbours,
     asked: HashMap<(u32, u32), Instant>,
     umem: Option<Umem>,
+    anchor: Option<XskPort>,
     frags: bool,
     enis: BTreeMap<String, enis::OpenEni>,
     pods: HashMap<u32, publish::PodBinding>,

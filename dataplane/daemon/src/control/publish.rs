@@ -17,6 +17,7 @@ use sluice_state::{Invalid, Mac, OnFailure, PortSet, State};
 
 use super::{Control, lock};
 use crate::clock;
+use crate::expedite::Expedited;
 use crate::host::{Host, Link};
 use crate::plane::Route;
 use crate::ports::{Contract, HostPorts};
@@ -78,6 +79,16 @@ impl Control {
         Ok(warnings)
     }
 
+    /// Pins of pods whose interfaces went after the state had let them go.
+    fn sweep_pins(&self) {
+        let mut programs = lock(&self.programs);
+        for (ifindex, role) in programs.attached() {
+            if role == sluice_bpf::Role::FromPod {
+                let_go(&mut programs, &self.host, ifindex);
+            }
+        }
+    }
+
     /// The kernel reported a change: published when it is one that the engine or tc must know of.
     pub(super) fn host_changed(&mut self, host: Host) {
         let known = |host: &Host| -> Vec<_> {
@@ -88,6 +99,7 @@ impl Control {
             && known(&host) == known(&self.host);
         self.host = host;
         if !same {
+            self.sweep_pins();
             self.republish(self.contract.clone());
         }
     }
@@ -176,8 +188,8 @@ impl Control {
             // The address may have moved to another interface in the same generation; that one is bound afterwards.
             note(warnings, "forgetting a pod", programs.remove_pod(binding.ip));
             if !wanted.contains_key(&ifindex) {
-                let _ = programs.detach(ifindex);
                 note(warnings, "forgetting a pod's interface", programs.remove_link(ifindex));
+                let_go(&mut programs, &self.host, ifindex);
             }
         }
     }
@@ -185,6 +197,8 @@ impl Control {
     fn bind_pods(&mut self, warnings: &mut Vec<String>) {
         let wanted = self.wanted_pods();
         self.pod_problems.clear();
+        let new = wanted.iter().filter(|(i, binding)| self.pods.get(*i) != Some(*binding)).count();
+        let _expedited = Expedited::during(2 * new);
         let mut programs = lock(&self.programs);
         for (ifindex, binding) in wanted {
             if self.pods.get(&ifindex) == Some(&binding) {
@@ -209,11 +223,17 @@ impl Control {
         let mut programs = lock(&self.programs);
         let links = programs.links().unwrap_or_default();
         for (ifindex, link) in links {
-            let eni = self.enis.values().any(|eni| eni.ifindex == ifindex);
-            if !eni && !wanted.contains_key(&ifindex) {
-                tracing::info!(ifindex, ip = %link.ip, "an interface of an earlier run is let go");
-                let _ = programs.detach(ifindex);
-                let _ = programs.remove_link(ifindex);
+            let open = self.enis.values().any(|eni| eni.ifindex == ifindex);
+            if open || wanted.contains_key(&ifindex) {
+                continue;
+            }
+            tracing::info!(ifindex, ip = %link.ip, "an interface of an earlier run is not in the state");
+            let _ = programs.remove_link(ifindex);
+            match link.kind {
+                sluice_bpf::LinkKind::Pod => let_go(&mut programs, &self.host, ifindex),
+                sluice_bpf::LinkKind::Eni { .. } => {
+                    let _ = programs.detach(ifindex);
+                }
             }
         }
         for (ip, ifindex) in programs.pods().unwrap_or_default() {
@@ -326,6 +346,15 @@ impl Control {
         // Fewer queues than workers: queue q is worker q's.
         let owner = u32::from(worker) % queues.max(1);
         Route::Worker(u16::try_from(owner).unwrap_or(0))
+    }
+}
+
+/// A pod that is gone from the state must not fall back to the kernel's path, untranslated, while its interface is still
+/// there: the programs stay and drop what comes from an interface they do not know. They go with the interface.
+fn let_go(programs: &mut Programs, host: &Host, ifindex: u32) {
+    if host.link_at(ifindex).is_none() {
+        // Only the pins are left of a link whose interface is gone; a failure leaves a file behind.
+        let _ = programs.detach(ifindex);
     }
 }
 

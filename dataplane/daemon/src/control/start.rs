@@ -156,6 +156,7 @@ pub fn start(settings: Settings) -> Result<(Control, Sender<Event>), StartError>
         neighbours: Neighbours::open()?,
         asked: HashMap::new(),
         umem,
+        anchor: None,
         frags,
         enis: BTreeMap::new(),
         pods: HashMap::new(),
@@ -247,7 +248,7 @@ impl Plan {
         findings
     }
 
-    /// One UMEM for all: what is here now, and one ENI more.
+    /// One UMEM for all: what is here now, one ENI more, and the anchor.
     fn umem(
         &self,
         ring: u32,
@@ -258,7 +259,7 @@ impl Plan {
         if settings.eni_port == EniPort::Tap {
             return None;
         }
-        let sockets = self.queues + self.widest.max(1);
+        let sockets = self.queues + self.widest.max(1) + 1;
         let chunks = sockets * (ring + ring / 2) + u32::from(workers) * CHUNKS_PER_WORKER + CHUNKS_BETWEEN;
         match Umem::new(chunks, ring, false) {
             Ok(umem) => Some(umem),
@@ -290,7 +291,9 @@ impl Control {
             // There are at most as many workers as CPUs.
             let cpu = cpus[usize::from(id) % cpus.len()];
             let umem = self.umem.clone();
-            self.threads.push(thread(id, cpu, worker, umem).map_err(system("starting a worker's thread"))?);
+            let nice = self.settings.worker_nice;
+            self.threads
+                .push(thread(id, cpu, nice, worker, umem).map_err(system("starting a worker's thread"))?);
             let cpu = u32::try_from(cpu).unwrap_or(u32::MAX);
             self.workers.push(WorkerReport { id, cpu, queues: Vec::new() });
         }
@@ -324,11 +327,19 @@ impl Control {
     }
 }
 
-fn thread(id: u16, cpu: usize, worker: Loop, umem: Option<Umem>) -> io::Result<JoinHandle<()>> {
+fn thread(id: u16, cpu: usize, nice: i8, worker: Loop, umem: Option<Umem>) -> io::Result<JoinHandle<()>> {
     std::thread::Builder::new().name(format!("sluice-worker-{id}")).spawn(move || {
         let mut set = CpuSet::new();
         if let Err(error) = set.set(cpu).and_then(|()| sched_setaffinity(Pid::from_raw(0), &set)) {
             tracing::warn!(worker = id, cpu, %error, "it could not be pinned");
+        }
+        if let Err(error) = sys::set_thread_nice(nice) {
+            tracing::warn!(
+                worker = id,
+                nice,
+                %error,
+                "it keeps its niceness and may lose packets on a busy CPU: grant CAP_SYS_NICE, or set --worker-nice 0"
+            );
         }
         if let Some(umem) = &umem {
             umem.adopt_thread();

@@ -38,7 +38,8 @@ pub const fn is_error(kind: u8) -> bool {
 ///
 /// # Errors
 /// `IcmpQuote` when the quotation is too short, malformed, a later fragment, or of a packet that the error's receiver did
-/// not send; `IcmpNested` when it is an ICMP error itself.
+/// not send; `IcmpNested` when it is an ICMP error itself;
+/// `IcmpUnknownFlow` when it is ICMP but no echo, which has no flow.
 pub fn quoted(bytes: &[u8], parsed: &Parsed) -> Result<Quoted, Drop> {
     let start = usize::from(parsed.l4_offset()) + ICMP_LEN;
     let packet = bytes.get(start..parsed.end().min(bytes.len())).unwrap_or_default();
@@ -65,6 +66,8 @@ pub fn quoted(bytes: &[u8], parsed: &Parsed) -> Result<Quoted, Drop> {
             let id = u16::from_be_bytes([l4[4], l4[5]]);
             if l4[0] == 8 { (id, 0) } else { (0, id) }
         }
+        // Its place of the identifier means something else, and a flow of identifier zero may exist.
+        proto::ICMP => return Err(Drop::IcmpUnknownFlow),
         _ => (0, 0),
     };
     // Behind the quoted packet may follow zeros and extensions (RFC 4884), which are nobody's checksum.

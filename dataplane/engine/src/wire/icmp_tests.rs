@@ -134,6 +134,8 @@ fn what_cannot_be_placed_is_named() {
     assert_eq!(fail(&icmp_error(3, 3, Y, N, &pieces[1]).build()), Drop::IcmpQuote);
     assert!(quoted(&error, &read(&error)).is_ok());
     assert!(quoted(&icmp_error(3, 3, Y, N, &pieces[0]).build(), &read(&error)).is_ok());
+    let timestamp = icmp_error(11, 0, Y, N, &icmp(N, X, 13, 0, 0).payload(&[0; 12]).build()).build();
+    assert_eq!(fail(&timestamp), Drop::IcmpUnknownFlow);
     for first in [0x65, 0x44] {
         let mut bad = sent.clone();
         bad[14] = first;
@@ -257,13 +259,10 @@ proptest! {
         if let Ok(q) = quoted(&error, &p) {
             let from = q.key.reversed();
             let (sport, dport) = match protocol {
-                1 if from.sport() == 0 => (0, 0),
                 1 => (values.2, values.2),
                 6 | 17 => (values.2, values.3),
                 _ => (0, 0),
             };
-            // Only what a flow can have been found by is translated: no ICMP but echo has one.
-            prop_assume!(protocol != 1 || matches!(quotation[usize::from(first & 15) * 4], 0 | 8));
             let to = FlowKey::new(values.0, values.1, sport, dport, protocol);
             let mut frame = error.clone();
             translate(&mut frame, &p, &q, &Rewrite::new(&from, &to), Ttl::Keep);

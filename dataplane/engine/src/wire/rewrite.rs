@@ -34,7 +34,14 @@ impl Rewrite {
         let ports = checksum::add(sport, checksum::delta16(from.dport(), to.dport()));
         // ICMP has no pseudo header.
         let l4_delta = if from.proto() == proto::ICMP { ports } else { checksum::add(l3_delta, ports) };
-        Self { src: to.src(), dst: to.dst(), sport: to.sport(), dport: to.dport(), l3_delta, l4_delta }
+        Self {
+            src: to.src(),
+            dst: to.dst(),
+            sport: to.sport(),
+            dport: to.dport(),
+            l3_delta: positive(l3_delta),
+            l4_delta: positive(l4_delta),
+        }
     }
 
     /// The rewrite of a flow that is not translated.
@@ -42,6 +49,12 @@ impl Rewrite {
     pub const fn identity(key: &FlowKey) -> Self {
         Self::new(key, key)
     }
+}
+
+/// One's complement has two zeros, and a difference of equals is the negative one. Only adding the positive one changes no
+/// field at all, not even one that is wrong.
+const fn positive(delta: u16) -> u16 {
+    if delta == 0xFFFF { 0 } else { delta }
 }
 
 /// What happens to the TTL.
@@ -99,18 +112,31 @@ pub fn apply(bytes: &mut [u8], parsed: &Parsed, rewrite: &Rewrite, ttl: Ttl, par
             udp[6..8].copy_from_slice(&updated.to_be_bytes());
         }
         Kind::IcmpQuery { .. } => {
-            let Some(icmp) = l4.first_chunk_mut::<8>() else { return };
+            let Some((icmp, payload)) = l4.split_first_chunk_mut::<8>() else { return };
             // One of the two is zero.
             let id = rewrite.sport | rewrite.dport;
             icmp[4..6].copy_from_slice(&id.to_be_bytes());
             // A partial ICMP checksum has no pseudo header: whoever completes it sums the new identifier by itself.
             if !partial {
                 let field = u16::from_be_bytes([icmp[2], icmp[3]]);
-                icmp[2..4].copy_from_slice(&checksum::update(field, rewrite.l4_delta).to_be_bytes());
+                let mut updated = checksum::update(field, rewrite.l4_delta);
+                let zeros = [icmp[0], icmp[6], icmp[7]] == [0; 3] && id == 0;
+                if updated == 0 && zeros && parsed.key.echo_id() != 0 {
+                    updated = null_reply(icmp[1], payload, usize::from(parsed.payload_len()));
+                }
+                icmp[2..4].copy_from_slice(&updated.to_be_bytes());
             }
         }
         Kind::IcmpError | Kind::IcmpOther | Kind::Other(_) | Kind::LaterFragment => {}
     }
+}
+
+/// The checksum of an echo reply with identifier and sequence zero whose delta came to zero. Without a pseudo header it can
+/// be zeros throughout, the one message whose sum is the positive zero, and its checksum 0xFFFF (RFC 1624 §3).
+#[cold]
+fn null_reply(code: u8, payload: &[u8], len: usize) -> u16 {
+    let null = code == 0 && payload.iter().take(len).all(|b| *b == 0);
+    if null { 0xFFFF } else { 0 }
 }
 
 /// Writes the Ethernet addresses. The type stays.

@@ -100,6 +100,38 @@ proptest! {
     }
 
     #[test]
+    fn damaged_frames_keep_every_rule(
+        which in 0usize..8,
+        damage in vec((any::<prop::sample::Index>(), any::<u8>()), 0..5),
+        steer: [u8; 2],
+        cut in 0usize..20,
+    ) {
+        let sent = testing::tcp("10.0.9.5:5000", "203.0.113.9:53").payload(&[3; 40]).build();
+        let frame = match which {
+            0 => testing::tcp("10.0.1.10:1", "10.0.1.11:2").flags("S").mss(9001).window_scale(7).build(),
+            1 => testing::udp("10.0.1.10:1", "10.0.1.11:2").ip_options(&[1; 12]).payload(b"payload").build(),
+            2 => testing::echo_request("10.0.1.10", "10.0.1.11", 5, 6).build(),
+            3 => testing::fragments(&sent, 24).remove(1),
+            4 => testing::icmp_error(3, 4, "198.51.100.7", "10.0.9.5", &sent).mtu(1400).quote(60).build(),
+            5 => testing::icmp_error(3, 3, "198.51.100.7", "10.0.9.5", &udp(&FlowKey::new(0x0A00_0905, 9, 1, 2, 17), b"x")).build(),
+            6 => testing::icmp_error(11, 0, "198.51.100.7", "10.0.9.5", &echo(&FlowKey::echo_request(0x0A00_0905, 9, 1), b"x")).build(),
+            _ => testing::raw("10.0.1.10", "10.0.1.11", 47).payload(&[1; 30]).build(),
+        };
+        let mut data = steer.to_vec();
+        data.extend_from_slice(&frame[..frame.len() - cut]);
+        for (at, value) in damage {
+            let at = 2 + at.index(data.len() - 2);
+            data[at] = value;
+        }
+        testing::exercise_frame(&data);
+    }
+
+    #[test]
+    fn any_sequence_of_fragments_is_accounted_for(data in vec(prop_oneof![0u8..8, any::<u8>()], 0..400)) {
+        testing::exercise_fragments(&data);
+    }
+
+    #[test]
     fn a_changed_byte_never_panics(
         key in prop_oneof![keys(1), keys(6), keys(17)],
         changes in vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
@@ -261,6 +293,46 @@ fn identity_changes_nothing_but_the_ttl() {
         frame[22] = 64;
         frame[24..26].copy_from_slice(&before[24..26]);
         assert_eq!(frame, before);
+    }
+}
+
+#[test]
+fn identity_keeps_even_a_wrong_checksum() {
+    for key in [
+        FlowKey::new(0x0A00_010A, 7, 1, 2, 17),
+        FlowKey::new(0x0A00_010A, 7, 1, 2, 6),
+        FlowKey::echo_request(0x0A00_010A, 7, 1),
+    ] {
+        assert_eq!((Rewrite::identity(&key).l3_delta, Rewrite::identity(&key).l4_delta), (0, 0));
+        let (mut before, field) = match key.proto() {
+            17 => (udp(&key, b"abc"), 40),
+            6 => (tcp(&key, TcpFlags::SYN, b""), 50),
+            _ => (echo(&key, b"abc"), 36),
+        };
+        for wrong in [[0, 0], [0, 1], [0xFF, 0xFE], [0xFF, 0xFF]] {
+            before[field..field + 2].copy_from_slice(&wrong);
+            for partial in [false, true] {
+                let mut frame = before.clone();
+                apply(&mut frame, &parsed(&before), &Rewrite::identity(&key), Ttl::Keep, partial);
+                assert_eq!(frame, before);
+            }
+        }
+    }
+}
+
+#[test]
+fn an_echo_reply_of_zeros_gets_the_checksum_of_zeros() {
+    for (from, to) in [(7, 0), (0, 7), (0xFFFF, 0), (0, 0xFFFF)] {
+        let reply =
+            |id| testing::echo_reply("203.0.113.9", "10.0.9.5", id, 0).payload(&[0; 20]).padding(3).build();
+        let mut frame = reply(from);
+        let p = parsed(&frame);
+        let key = |id| FlowKey::echo_reply(p.key.src(), p.key.dst(), id);
+        apply(&mut frame, &p, &Rewrite::new(&key(from), &key(to)), Ttl::Keep, false);
+        assert_eq!(l4_checksum(&frame, &parsed(&frame), false), L4Checksum::Good, "{from} to {to}");
+        if to == 0 {
+            assert_eq!(frame, reply(0));
+        }
     }
 }
 
