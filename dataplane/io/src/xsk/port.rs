@@ -9,6 +9,7 @@ use nix::sys::socket::MsgFlags;
 use sluice_engine::{Drop as Reason, Frame, GsoKind, Ingress, Offload, Packet, Verdict};
 use xsk_rs::FrameDesc;
 
+use super::counters::{self, Counters};
 use super::error::XskError;
 use super::frame::{MAX_PIECES, UmemFrame};
 use super::kernel::InKernel;
@@ -46,27 +47,6 @@ pub struct XskPort {
     discarding: bool,
     stalled: bool,
     counters: Counters,
-}
-
-#[derive(Default)]
-struct Counters {
-    rx_packets: u64,
-    rx_bytes: u64,
-    rx_foreign: u64,
-    rx_chain_too_long: u64,
-    tx_packets: u64,
-    tx_bytes: u64,
-    tx_full: u64,
-    tx_error: u64,
-    tx_no_frame: u64,
-    tx_copied: u64,
-    segments: u64,
-    fragments: u64,
-    completions: u64,
-    sends: u64,
-    send_errors: u64,
-    rx_wakeups: u64,
-    fill_short: u64,
 }
 
 impl XskPort {
@@ -405,35 +385,10 @@ impl Port for XskPort {
     }
 
     fn stats(&self) -> PortStats {
-        let c = &self.counters;
-        let mut stats: PortStats = [
-            ("rx_packets", c.rx_packets),
-            ("rx_bytes", c.rx_bytes),
-            ("rx_foreign_descs", c.rx_foreign),
-            ("rx_chain_too_long", c.rx_chain_too_long),
-            ("rx_wakeups", c.rx_wakeups),
-            ("rx_fill_short", c.fill_short),
-            ("tx_packets", c.tx_packets),
-            ("tx_bytes", c.tx_bytes),
-            ("tx_completions", c.completions),
-            ("tx_copied", c.tx_copied),
-            ("tx_segments", c.segments),
-            ("tx_fragments", c.fragments),
-            ("tx_full", c.tx_full),
-            ("tx_error", c.tx_error),
-            ("tx_no_frame", c.tx_no_frame),
-            ("sends", c.sends),
-            ("send_errors", c.send_errors),
-        ]
-        .into_iter()
-        .collect();
+        let mut stats = PortStats::default();
+        self.counters.report(&mut stats);
         if let Ok(kernel) = self.queues.tx.fd().xdp_statistics() {
-            stats.push("rx_dropped", kernel.rx_dropped());
-            stats.push("rx_invalid_descs", kernel.rx_invalid_descs());
-            stats.push("tx_invalid_descs", kernel.tx_invalid_descs());
-            stats.push("rx_ring_full", kernel.rx_ring_full());
-            stats.push("rx_fill_ring_empty_descs", kernel.rx_fill_ring_empty_descs());
-            stats.push("tx_ring_empty_descs", kernel.tx_ring_empty_descs());
+            counters::report_kernel(&kernel, &mut stats);
         }
         stats
     }
