@@ -24,7 +24,7 @@ use std::path::PathBuf;
 pub use attach::Role;
 pub use error::BpfError;
 pub use load::{DryRun, Program, Programs};
-pub use maps::counter_meaning;
+pub use maps::{counter_meaning, counter_meanings};
 pub use pins::{detach_pinned, ensure_bpffs};
 
 /// Numbers that the programs, this crate and the engine share, out of `src/bpf/sluice.h`.

@@ -364,6 +364,12 @@ impl Programs {
     }
 }
 
+/// Every counter of [`Programs::counters`] with what it means, in the same order.
+#[must_use]
+pub fn counter_meanings() -> &'static [(&'static str, &'static str)] {
+    TABLE
+}
+
 /// What a counter of [`Programs::counters`] means, for people.
 #[must_use]
 pub fn counter_meaning(name: &str) -> Option<&'static str> {

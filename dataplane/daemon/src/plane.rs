@@ -97,44 +97,49 @@ pub struct Seat {
     wake: EventFd,
 }
 
-/// What a worker's loop counts of itself. One writer.
-#[derive(Debug, Default)]
-pub struct Turns {
+macro_rules! turns {
+    ($($(#[doc = $doc:literal])+ $field:ident = $name:literal;)*) => {
+        /// What a worker's loop counts of itself. One writer.
+        #[derive(Debug, Default)]
+        pub struct Turns {
+            $($(#[doc = $doc])+ pub $field: AtomicU64,)*
+        }
+
+        impl Turns {
+            /// Every counter's name with what it means, in the order of [`Turns::all`].
+            pub const MEANINGS: &'static [(&'static str, &'static str)] =
+                &[$(($name, concat!($($doc),+).trim_ascii()),)*];
+
+            /// Every counter by name.
+            #[must_use]
+            pub fn all(&self) -> [(&'static str, u64); Self::MEANINGS.len()] {
+                [$(($name, self.$field.load(Ordering::Relaxed)),)*]
+            }
+        }
+    };
+}
+
+turns! {
     /// Turns of the loop.
-    pub loops: AtomicU64,
+    loops = "loops";
     /// Turns that moved at least one packet.
-    pub busy: AtomicU64,
+    busy = "loops_busy";
     /// Times it went to sleep.
-    pub sleeps: AtomicU64,
+    sleeps = "sleeps";
     /// Parcels taken from other workers to be judged.
-    pub parcels_judged: AtomicU64,
+    parcels_judged = "parcels_judged";
     /// Parcels taken from other workers to be transmitted.
-    pub parcels_sent: AtomicU64,
+    parcels_sent = "parcels_sent";
     /// Nanoseconds in the engine.
-    pub engine_ns: AtomicU64,
+    engine_ns = "engine_ns";
     /// Nanoseconds in sending, the pods' own receive path included: a write to the trunk runs it.
-    pub send_ns: AtomicU64,
+    send_ns = "send_ns";
 }
 
 impl Turns {
     /// Adds to one of the counters. Only the worker calls this.
     pub fn add(counter: &AtomicU64, n: u64) {
         counter.store(counter.load(Ordering::Relaxed) + n, Ordering::Relaxed);
-    }
-
-    /// Every counter by name.
-    #[must_use]
-    pub fn all(&self) -> [(&'static str, u64); 7] {
-        [
-            ("loops", &self.loops),
-            ("loops_busy", &self.busy),
-            ("sleeps", &self.sleeps),
-            ("parcels_judged", &self.parcels_judged),
-            ("parcels_sent", &self.parcels_sent),
-            ("engine_ns", &self.engine_ns),
-            ("send_ns", &self.send_ns),
-        ]
-        .map(|(name, counter)| (name, counter.load(Ordering::Relaxed)))
     }
 }
 

@@ -67,6 +67,10 @@ pub struct Settings {
     /// for the next packet.
     #[arg(long, value_name = "US", default_value_t = 60)]
     pub spin_us: u32,
+    /// Niceness of the workers, -20 to 19. The kernel's own forwarding runs before every process; a worker that waits its
+    /// turn behind them overruns the trunk's queue. Needs CAP_SYS_NICE below 0; without it the report says so.
+    #[arg(long, value_name = "NICE", default_value_t = -10, allow_negative_numbers = true, value_parser = clap::value_parser!(i8).range(-20..=19))]
+    pub worker_nice: i8,
     /// Entries of each AF_XDP ring, a power of two; the default is 4096 for up to four queues and 2048 above.
     #[arg(long, value_name = "N", value_parser = ring)]
     pub xdp_ring: Option<u32>,

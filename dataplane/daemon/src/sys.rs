@@ -228,6 +228,16 @@ pub fn entropy() -> io::Result<u64> {
     Ok(u64::from_ne_bytes(bytes))
 }
 
+/// Sets the niceness of the calling thread, -20 to 19.
+///
+/// # Errors
+/// A value below the present one needs CAP_SYS_NICE.
+pub fn set_thread_nice(nice: i8) -> io::Result<()> {
+    // SAFETY: the call takes three integers; on Linux 0 names the calling thread.
+    let rc = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, libc::c_int::from(nice)) };
+    if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Has an epoll instance report when a port's descriptor can be read.
 ///
 /// # Errors

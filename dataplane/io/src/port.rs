@@ -79,3 +79,24 @@ impl FromIterator<(&'static str, u64)> for PortStats {
         Self { entries: iter.into_iter().collect() }
     }
 }
+
+/// Declares counters once: the field that is counted in, its stable name, and what it means, which is its doc comment.
+macro_rules! counters {
+    ($(#[$outer:meta])* $vis:vis struct $type:ident { $($(#[doc = $doc:literal])+ $field:ident = $name:literal;)* }) => {
+        $(#[$outer])*
+        #[derive(Default)]
+        $vis struct $type { $($(#[doc = $doc])+ pub(super) $field: u64,)* }
+
+        impl $type {
+            /// Names and meanings, in the order of [`Self::report`].
+            $vis const MEANINGS: &'static [(&'static str, &'static str)] =
+                &[$(($name, concat!($($doc),+).trim_ascii()),)*];
+
+            /// Adds every counter to `stats`.
+            $vis fn report(&self, stats: &mut $crate::PortStats) {
+                $(stats.push($name, self.$field);)*
+            }
+        }
+    };
+}
+pub(crate) use counters;

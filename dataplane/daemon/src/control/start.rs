@@ -291,7 +291,9 @@ impl Control {
             // There are at most as many workers as CPUs.
             let cpu = cpus[usize::from(id) % cpus.len()];
             let umem = self.umem.clone();
-            self.threads.push(thread(id, cpu, worker, umem).map_err(system("starting a worker's thread"))?);
+            let nice = self.settings.worker_nice;
+            self.threads
+                .push(thread(id, cpu, nice, worker, umem).map_err(system("starting a worker's thread"))?);
             let cpu = u32::try_from(cpu).unwrap_or(u32::MAX);
             self.workers.push(WorkerReport { id, cpu, queues: Vec::new() });
         }
@@ -325,11 +327,19 @@ impl Control {
     }
 }
 
-fn thread(id: u16, cpu: usize, worker: Loop, umem: Option<Umem>) -> io::Result<JoinHandle<()>> {
+fn thread(id: u16, cpu: usize, nice: i8, worker: Loop, umem: Option<Umem>) -> io::Result<JoinHandle<()>> {
     std::thread::Builder::new().name(format!("sluice-worker-{id}")).spawn(move || {
         let mut set = CpuSet::new();
         if let Err(error) = set.set(cpu).and_then(|()| sched_setaffinity(Pid::from_raw(0), &set)) {
             tracing::warn!(worker = id, cpu, %error, "it could not be pinned");
+        }
+        if let Err(error) = sys::set_thread_nice(nice) {
+            tracing::warn!(
+                worker = id,
+                nice,
+                %error,
+                "it keeps its niceness and may lose packets on a busy CPU: grant CAP_SYS_NICE, or set --worker-nice 0"
+            );
         }
         if let Some(umem) = &umem {
             umem.adopt_thread();

@@ -13,6 +13,8 @@ use sluice_state::framing::{FramingError, MAX_QUERY, read_message, write_message
 use sluice_state::push::Hello;
 use sluice_state::query::{Answer, QUERY_VERSION, Query, Stats};
 
+pub use stats::meanings;
+
 use crate::plane::Plane;
 use crate::socket::Connection;
 use crate::view::View;

@@ -10,10 +10,32 @@ use sluice_state::query::{Conservation, PortCounters, Stats, WorkerCounters};
 
 use super::Sources;
 use crate::clock;
-use crate::plane::{Order, Plane, Seat};
+use crate::plane::{Order, Plane, Seat, Turns};
 
 /// How long a worker may take to show its ports' counters.
 const PATIENCE: Duration = Duration::from_millis(500);
+
+/// Packets that wait inside the worker's engine.
+const HELD: &str = "held";
+/// Packets refused after the engine's verdict.
+const REFUSED: &str = "refused_by_ports";
+
+/// Every counter of [`Stats::total`] with what it means.
+#[must_use]
+pub fn meanings() -> Vec<(&'static str, &'static str)> {
+    let events = Event::ALL.iter().map(|event| (event.name(), event.explain()));
+    let own = [
+        (
+            HELD,
+            "Packets that wait inside the engine now: for an Ethernet address or for a first fragment. A gauge.",
+        ),
+        (
+            REFUSED,
+            "Packets that a port or another worker refused after the engine's verdict; by reason among the drops.",
+        ),
+    ];
+    events.chain(Turns::MEANINGS.iter().copied()).chain(own).collect()
+}
 
 /// Reads everything.
 pub(super) fn collect(sources: &Sources) -> Stats {
@@ -95,8 +117,8 @@ impl Ledger {
     fn counters(&self) -> BTreeMap<String, u64> {
         let events = Event::ALL.iter().map(|event| (event.name().to_owned(), self.engine.event(*event)));
         let turns = self.turns.iter().map(|(name, value)| ((*name).to_owned(), *value));
-        let held = std::iter::once(("held".to_owned(), self.engine.held));
-        let refused = std::iter::once(("refused_by_ports".to_owned(), self.refused.all_drops()));
+        let held = std::iter::once((HELD.to_owned(), self.engine.held));
+        let refused = std::iter::once((REFUSED.to_owned(), self.refused.all_drops()));
         events.chain(turns).chain(held).chain(refused).collect()
     }
 
@@ -137,7 +159,6 @@ mod tests {
     use sluice_engine::counters::Counters;
 
     use super::*;
-    use crate::plane::Turns;
 
     fn seat() -> Seat {
         Seat::new(Arc::new(Counters::default())).unwrap()
@@ -164,6 +185,14 @@ mod tests {
         assert_eq!(sum.drops()["tx_full"], 1);
         one.counters.add(Event::In, 1);
         assert!(!Ledger::of(&one).conservation().balanced, "a packet without an end is seen");
+    }
+
+    #[test]
+    fn every_counter_has_a_meaning_and_every_meaning_a_counter() {
+        let shown: Vec<_> = Ledger::of(&seat()).counters().into_keys().collect();
+        let mut explained: Vec<_> = meanings().iter().map(|(name, _)| (*name).to_owned()).collect();
+        explained.sort();
+        assert_eq!(shown, explained);
     }
 
     #[test]

@@ -51,12 +51,8 @@ impl<F: Frame> Worker<F> {
         matched: Option<Matched>,
         verdict: Verdict,
     ) {
-        if T::ON {
-            let flow = matched.map(|m| self.flow_note(m));
-            let note = Note { ingress: packet.ingress, verdict, flow, held: false, generated: false };
-            sinks.trace.output(now, slot, packet.frame.bytes(), packet.frame.len(), &note);
-        }
-        self.emit(sinks, packet, verdict);
+        let flow = if T::ON { matched.map(|m| self.flow_note(m)) } else { None };
+        self.end_noted(now, sinks, packet, slot, flow, verdict);
     }
 
     /// Ends a packet that waited since an earlier step.
@@ -68,9 +64,24 @@ impl<F: Frame> Worker<F> {
         flow: Option<FlowNote>,
         verdict: Verdict,
     ) {
+        self.end_noted(now, sinks, packet, None, flow, verdict);
+    }
+
+    /// Ends a packet whose flow is known by a note; without a slot it has waited.
+    #[inline]
+    pub(super) fn end_noted<T: Trace>(
+        &mut self,
+        now: u64,
+        sinks: &mut Sinks<'_, F, T>,
+        packet: Packet<F>,
+        slot: Option<usize>,
+        flow: Option<FlowNote>,
+        verdict: Verdict,
+    ) {
         if T::ON {
-            let note = Note { ingress: packet.ingress, verdict, flow, held: true, generated: false };
-            sinks.trace.output(now, None, packet.frame.bytes(), packet.frame.len(), &note);
+            let held = slot.is_none();
+            let note = Note { ingress: packet.ingress, verdict, flow, held, generated: false };
+            sinks.trace.output(now, slot, packet.frame.bytes(), packet.frame.len(), &note);
         }
         self.emit(sinks, packet, verdict);
     }

@@ -18,7 +18,6 @@ use crate::wire::{self, Kind, Parsed, Rewrite, Ttl};
 pub(super) struct Fragment<F> {
     packet: Packet<F>,
     parsed: Parsed,
-    slot: Option<usize>,
 }
 
 /// What became of a first fragment.
@@ -57,9 +56,9 @@ impl<F: Frame> Worker<F> {
             return self.first_fragment(moment, sinks, packet, stage, slot);
         }
         let ifindex = packet.ingress.ifindex();
-        let fragment = Fragment { packet, parsed: *parsed, slot: Some(slot) };
+        let fragment = Fragment { packet, parsed: *parsed };
         match self.fragments.later(moment.now, ifindex, parsed, fragment) {
-            Later::Pass(fragment, piece) => self.follow(moment, sinks, fragment, piece),
+            Later::Pass(fragment, piece) => self.follow(moment, sinks, fragment, piece, Some(slot)),
             Later::Held => {}
             Later::Drop(Fragment { packet, .. }, reason) => {
                 self.end(moment.now, sinks, packet, Some(slot), None, Verdict::Drop(reason));
@@ -108,7 +107,7 @@ impl<F: Frame> Worker<F> {
         }
         self.finish(moment, sinks, packet, parsed, slot, end);
         while let Some((fragment, piece)) = self.fragments.release(ifindex, parsed) {
-            self.follow(moment, sinks, fragment, piece);
+            self.follow(moment, sinks, fragment, piece, None);
         }
     }
 
@@ -149,39 +148,45 @@ impl<F: Frame> Worker<F> {
         Piece::Sent { target, rewrite, ttl, id, flow: matched.map(|m| self.flow_note(m)) }
     }
 
-    /// Sends a later fragment after its first one.
+    /// Sends a later fragment after its first one. `slot` is absent for one that waited.
     fn follow<T: Trace>(
         &mut self,
         moment: Moment<'_>,
         sinks: &mut Sinks<'_, F, T>,
         fragment: Fragment<F>,
         piece: Piece,
+        slot: Option<usize>,
     ) {
-        let Fragment { mut packet, parsed, slot } = fragment;
-        let (target, rewrite, ttl, id, flow) = match piece {
-            Piece::Sent { target, rewrite, ttl, id, flow } => (target, rewrite, ttl, id, flow),
-            Piece::Dropped(reason) => {
-                return self.end(moment.now, sinks, packet, slot, None, Verdict::Drop(reason));
+        let Fragment { mut packet, parsed } = fragment;
+        let mut told = None;
+        let end = match piece {
+            Piece::Dropped(reason) => End::drop(reason),
+            Piece::Sent { target, rewrite, ttl, id, flow } => {
+                told = flow;
+                let exit = target.exit(moment.snapshot).filter(|exit| exit.suits(rewrite.src, rewrite.dst));
+                match exit {
+                    None => End::drop(Drop::PodUnreachable),
+                    Some(_) if ttl == Ttl::Decrement && parsed.ttl <= 1 => End::drop(Drop::TtlExceeded),
+                    Some(exit) => {
+                        let partial = packet.offload.partial;
+                        wire::apply(packet.frame.bytes_mut(), &parsed, &rewrite, ttl, partial);
+                        if let Some(id) = id {
+                            wire::set_ip_id(packet.frame.bytes_mut(), id);
+                        }
+                        send(moment, &mut packet, exit, rewrite.dst, None)
+                    }
+                }
             }
         };
-        let exit = target.exit(moment.snapshot).filter(|exit| exit.suits(rewrite.src, rewrite.dst));
-        let Some(exit) = exit else {
-            return self.end(moment.now, sinks, packet, slot, None, Verdict::Drop(Drop::PodUnreachable));
-        };
-        if ttl == Ttl::Decrement && parsed.ttl <= 1 {
-            return self.end(moment.now, sinks, packet, slot, None, Verdict::Drop(Drop::TtlExceeded));
-        }
-        wire::apply(packet.frame.bytes_mut(), &parsed, &rewrite, ttl, packet.offload.partial);
-        if let Some(id) = id {
-            wire::set_ip_id(packet.frame.bytes_mut(), id);
-        }
-        match send(moment, &mut packet, exit, rewrite.dst, None) {
-            End::Done(verdict, _) => self.end_held(moment.now, sinks, packet, flow, verdict),
+        match end {
+            End::Done(verdict, _) => self.end_noted(moment.now, sinks, packet, slot, told, verdict),
             End::Wait { target, destination, next, .. } => {
-                self.wait_for(moment.now, sinks, packet, target, destination, next, flow);
+                self.wait_for(moment.now, sinks, packet, target, destination, next, told);
             }
-            // Sending asks for nothing to be told.
-            End::Tell { reason, .. } => self.end_held(moment.now, sinks, packet, flow, Verdict::Drop(reason)),
+            // A later fragment is nobody's to be told about.
+            End::Tell { reason, .. } => {
+                self.end_noted(moment.now, sinks, packet, slot, told, Verdict::Drop(reason));
+            }
         }
     }
 }

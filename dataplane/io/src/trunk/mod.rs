@@ -10,6 +10,7 @@
 //! ```
 
 mod buffer;
+mod counters;
 mod gro;
 mod netlink;
 mod queue;
@@ -24,6 +25,7 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 
 pub use buffer::TrunkBuffer;
+pub use counters::meanings;
 pub use queue::TrunkQueue;
 
 /// How a trunk is set up.

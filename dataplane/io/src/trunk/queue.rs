@@ -10,6 +10,7 @@ use nix::errno::Errno;
 use sluice_engine::{Drop as Reason, Frame, GsoKind, Offload, Packet, Verdict};
 
 use super::buffer::{self, BufferPool, TrunkBuffer};
+use super::counters::{RxCounters, TxCounters};
 use super::gro::{Aggregate, Gro, MAX_PIECES, Segment};
 use super::{TrunkOptions, tag, vnet};
 use crate::{IoFrame, Port, PortStats};
@@ -32,31 +33,6 @@ pub struct TrunkQueue {
 pub(super) struct Wire {
     file: File,
     counters: TxCounters,
-}
-
-#[derive(Default)]
-struct RxCounters {
-    packets: u64,
-    bytes: u64,
-    super_packets: u64,
-    untagged: u64,
-    unknown_gso: u64,
-    no_buffer: u64,
-    errors: u64,
-}
-
-#[derive(Default)]
-struct TxCounters {
-    packets: u64,
-    bytes: u64,
-    writes: u64,
-    write_ns: u64,
-    write_ns_max: u64,
-    full: u64,
-    error: u64,
-    gro_merged: u64,
-    gro_super_packets: u64,
-    gro_bad_checksum: u64,
 }
 
 impl TrunkQueue {
@@ -163,28 +139,10 @@ impl Port for TrunkQueue {
     }
 
     fn stats(&self) -> PortStats {
-        let (rx, tx) = (&self.rx, &self.wire.counters);
-        [
-            ("rx_packets", rx.packets),
-            ("rx_bytes", rx.bytes),
-            ("rx_super_packets", rx.super_packets),
-            ("rx_untagged", rx.untagged),
-            ("rx_unknown_gso", rx.unknown_gso),
-            ("rx_no_buffer", rx.no_buffer),
-            ("rx_errors", rx.errors),
-            ("tx_packets", tx.packets),
-            ("tx_bytes", tx.bytes),
-            ("tx_full", tx.full),
-            ("tx_error", tx.error),
-            ("tap_writes", tx.writes),
-            ("tap_write_ns", tx.write_ns),
-            ("tap_write_ns_max", tx.write_ns_max),
-            ("gro_merged", tx.gro_merged),
-            ("gro_super_packets", tx.gro_super_packets),
-            ("gro_bad_checksum", tx.gro_bad_checksum),
-        ]
-        .into_iter()
-        .collect()
+        let mut stats = PortStats::default();
+        self.rx.report(&mut stats);
+        self.wire.counters.report(&mut stats);
+        stats
     }
 }
 

@@ -13,6 +13,7 @@
 //! ```
 //! `pool.free + fill + tx + frames alive == total` is [`UmemAccount`], asserted in tests.
 
+mod counters;
 mod error;
 mod frame;
 mod kernel;
@@ -20,6 +21,7 @@ mod open;
 mod port;
 mod umem;
 
+pub use counters::meanings;
 pub use error::XskError;
 pub use frame::UmemFrame;
 pub use open::{BusyPoll, Mode, XskOptions};

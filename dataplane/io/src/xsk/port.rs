@@ -1,6 +1,7 @@
 //! One queue of one device as a [`Port`].
 #![allow(unsafe_code)]
 
+use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, RawFd};
 
 use nix::errno::Errno;
@@ -8,6 +9,7 @@ use nix::sys::socket::MsgFlags;
 use sluice_engine::{Drop as Reason, Frame, GsoKind, Ingress, Offload, Packet, Verdict};
 use xsk_rs::FrameDesc;
 
+use super::counters::{self, Counters};
 use super::error::XskError;
 use super::frame::{MAX_PIECES, UmemFrame};
 use super::kernel::InKernel;
@@ -18,6 +20,9 @@ use crate::{IoFrame, Port, PortStats};
 
 /// Descriptors handled at once.
 const BATCH: usize = 64;
+/// Descriptors that copy mode may have in the device at once. The kernel takes more than the device's queue holds and
+/// drops the rest without a word (a veth has room for 256), so that a burst of super-packets would lose its tail.
+const IN_FLIGHT: usize = 224;
 /// Kicks without progress after which the rest waits for the next flush.
 const FUTILE_KICKS: u32 = 8;
 /// More descriptors follow for this packet (`XDP_PKT_CONTD`).
@@ -38,31 +43,10 @@ pub struct XskPort {
     ring: usize,
     scratch: Box<[FrameDesc; BATCH]>,
     linear: Vec<u8>,
-    pending: Vec<FrameDesc>,
+    pending: VecDeque<FrameDesc>,
     discarding: bool,
     stalled: bool,
     counters: Counters,
-}
-
-#[derive(Default)]
-struct Counters {
-    rx_packets: u64,
-    rx_bytes: u64,
-    rx_foreign: u64,
-    rx_chain_too_long: u64,
-    tx_packets: u64,
-    tx_bytes: u64,
-    tx_full: u64,
-    tx_error: u64,
-    tx_no_frame: u64,
-    tx_copied: u64,
-    segments: u64,
-    fragments: u64,
-    completions: u64,
-    sends: u64,
-    send_errors: u64,
-    rx_wakeups: u64,
-    fill_short: u64,
 }
 
 impl XskPort {
@@ -94,7 +78,7 @@ impl XskPort {
             ring,
             scratch: Box::new([FrameDesc::default(); BATCH]),
             linear: Vec::with_capacity(65_536 + 256),
-            pending: Vec::with_capacity(ring),
+            pending: VecDeque::with_capacity(ring),
             chain: None,
             heads: Vec::with_capacity(ring),
             discarding: false,
@@ -164,46 +148,62 @@ impl XskPort {
         self.kernel.publish();
     }
 
-    /// Has the kernel transmit what is in the ring. A copy-mode `sendto` moves at most 32 descriptors (or the budget that
-    /// was set), and stops early when the device's queue is full, so it is repeated as long as it moves something.
+    /// Has the kernel transmit what is pending, as far as the device has room. A copy-mode `sendto` moves at most 32
+    /// descriptors (or the budget that was set), and stops early when the device's queue is full, so it is repeated as long
+    /// as it moves something.
     fn kick(&mut self) {
         let mut futile = 0;
         self.stalled = false;
-        while self.kernel.tx > 0 && self.queues.tx.needs_wakeup() {
-            let before = self.queues.tx.nb_free_exact();
-            if before as usize == self.ring {
-                break;
+        loop {
+            let submitted = self.submit();
+            let in_ring = self.ring - self.queues.tx.nb_free_exact() as usize;
+            if in_ring == 0 && self.pending.is_empty() {
+                return;
+            }
+            if in_ring == 0 || !self.queues.tx.needs_wakeup() {
+                // What is pending waits for completions; whoever calls comes again.
+                self.stalled = !self.pending.is_empty();
+                return;
             }
             self.counters.sends += 1;
             let result = nix::sys::socket::send(self.fd, &[], MsgFlags::MSG_DONTWAIT);
             self.reap();
+            let left = self.ring - self.queues.tx.nb_free_exact() as usize;
             match result {
-                Ok(_) => break,
-                Err(Errno::EAGAIN | Errno::EBUSY | Errno::ENOBUFS) => {
-                    futile = if self.queues.tx.nb_free_exact() == before { futile + 1 } else { 0 };
+                Ok(_) | Err(Errno::EAGAIN | Errno::EBUSY | Errno::ENOBUFS) => {
+                    futile = if left == in_ring && submitted == 0 { futile + 1 } else { 0 };
                     if futile > FUTILE_KICKS {
                         self.stalled = true;
-                        break;
+                        return;
                     }
                 }
                 Err(_) => {
                     self.counters.send_errors += 1;
                     self.stalled = true;
-                    break;
+                    return;
                 }
             }
         }
     }
 
-    /// Hands pending descriptors to the ring.
-    fn submit(&mut self) {
-        if self.pending.is_empty() {
-            return;
+    /// Hands pending descriptors to the ring, whole packets only, as many as may be in the device; how many it was.
+    fn submit(&mut self) -> usize {
+        let in_kernel = self.kernel.tx - self.pending.len();
+        let limit = if self.zero_copy { self.ring } else { IN_FLIGHT.min(self.ring) };
+        let mut count = self.pending.len().min(limit.saturating_sub(in_kernel));
+        // Usually it is in one piece already.
+        let pending = self.pending.make_contiguous();
+        while count > 0 && pending[count - 1].has_more_frames() {
+            count -= 1;
+        }
+        if count == 0 {
+            return 0;
         }
         // SAFETY: `queue` put only chunks into `pending` that frames of this UMEM were taken apart for.
-        let produced = unsafe { self.queues.tx.produce(&self.pending) };
-        debug_assert_eq!(produced, self.pending.len(), "the tx ring has room for what it was accounted for");
-        self.pending.clear();
+        let produced = unsafe { self.queues.tx.produce(&pending[..count]) };
+        debug_assert_eq!(produced, count, "the tx ring has room for what it was accounted for");
+        self.pending.drain(..count);
+        count
     }
 
     /// Room for `chunks` more descriptors, made by transmitting if need be.
@@ -212,7 +212,6 @@ impl XskPort {
         if self.kernel.tx + chunks <= self.ring {
             return true;
         }
-        self.submit();
         self.kick();
         self.reap();
         self.kernel.tx + chunks <= self.ring
@@ -228,7 +227,7 @@ impl XskPort {
             desc.set_options(if i + 1 < count { CONTINUED } else { 0 });
             self.kernel.hand_over(piece.index);
             self.kernel.tx += 1;
-            self.pending.push(desc);
+            self.pending.push_back(desc);
         }
         self.kernel.publish();
     }
@@ -373,7 +372,6 @@ impl Port for XskPort {
     }
 
     fn flush(&mut self) {
-        self.submit();
         self.kick();
         self.reap();
     }
@@ -387,35 +385,10 @@ impl Port for XskPort {
     }
 
     fn stats(&self) -> PortStats {
-        let c = &self.counters;
-        let mut stats: PortStats = [
-            ("rx_packets", c.rx_packets),
-            ("rx_bytes", c.rx_bytes),
-            ("rx_foreign_descs", c.rx_foreign),
-            ("rx_chain_too_long", c.rx_chain_too_long),
-            ("rx_wakeups", c.rx_wakeups),
-            ("rx_fill_short", c.fill_short),
-            ("tx_packets", c.tx_packets),
-            ("tx_bytes", c.tx_bytes),
-            ("tx_completions", c.completions),
-            ("tx_copied", c.tx_copied),
-            ("tx_segments", c.segments),
-            ("tx_fragments", c.fragments),
-            ("tx_full", c.tx_full),
-            ("tx_error", c.tx_error),
-            ("tx_no_frame", c.tx_no_frame),
-            ("sends", c.sends),
-            ("send_errors", c.send_errors),
-        ]
-        .into_iter()
-        .collect();
+        let mut stats = PortStats::default();
+        self.counters.report(&mut stats);
         if let Ok(kernel) = self.queues.tx.fd().xdp_statistics() {
-            stats.push("rx_dropped", kernel.rx_dropped());
-            stats.push("rx_invalid_descs", kernel.rx_invalid_descs());
-            stats.push("tx_invalid_descs", kernel.tx_invalid_descs());
-            stats.push("rx_ring_full", kernel.rx_ring_full());
-            stats.push("rx_fill_ring_empty_descs", kernel.rx_fill_ring_empty_descs());
-            stats.push("tx_ring_empty_descs", kernel.tx_ring_empty_descs());
+            counters::report_kernel(&kernel, &mut stats);
         }
         stats
     }
