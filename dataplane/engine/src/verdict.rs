@@ -75,6 +75,8 @@ drops! {
     NotIpv4 = "not_ipv4";
     /// The IP header is malformed: version, header length, total length, or a source that no host may use.
     BadIpHeader = "bad_ip_header";
+    /// It asks to be routed by a list of its own (RFC 7126 §4.3 and §4.4: drop by default), past what was judged.
+    SourceRoute = "source_route";
     /// The IP header's checksum is wrong.
     BadIpChecksum = "bad_ip_checksum";
     /// The L4 checksum is wrong and the packet would have opened a flow.
@@ -87,7 +89,7 @@ drops! {
     UnknownInterface = "unknown_interface";
     /// A protocol without ports that would need translation.
     UnsupportedProtocol = "unsupported_protocol";
-    /// An ICMP type that is neither echo nor an error.
+    /// An ICMP type that is neither echo nor an error, or a redirect of a translated flow.
     IcmpType = "icmp_type";
     /// An ICMP error that quotes an ICMP error.
     IcmpNested = "icmp_nested";

@@ -141,6 +141,9 @@ fn parse_any(bytes: &[u8], frame_len: usize) -> Result<Parsed, Drop> {
     if header_sum != 0xFFFF {
         return Err(Drop::BadIpChecksum);
     }
+    if header_len > 20 && is_source_routed(&bytes[ETHERNET_LEN + 20..ETHERNET_LEN + header_len]) {
+        return Err(Drop::SourceRoute);
+    }
     let src = u32::from_be_bytes([head[26], head[27], head[28], head[29]]);
     let dst = u32::from_be_bytes([head[30], head[31], head[32], head[33]]);
     if !usable_source(src) {
@@ -168,6 +171,23 @@ fn parse_any(bytes: &[u8], frame_len: usize) -> Result<Parsed, Drop> {
     let l4 = bytes.get(ETHERNET_LEN + header_len..end.min(bytes.len())).unwrap_or_default();
     read_l4(l4, &mut parsed)?;
     Ok(parsed)
+}
+
+/// Whether the options of an IP header ask for a route of their own: loose (131) or strict (137), RFC 791 §3.1.
+#[cold]
+fn is_source_routed(mut options: &[u8]) -> bool {
+    loop {
+        options = match options {
+            [131 | 137, ..] => return true,
+            [1, rest @ ..] => rest,
+            // The length counts the kind and itself; one that cannot be ends the walk, as the end of options does.
+            [kind, len, ..] if *kind != 0 && *len >= 2 => match options.get(usize::from(*len)..) {
+                Some(rest) => rest,
+                None => return false,
+            },
+            _ => return false,
+        };
+    }
 }
 
 /// Reads what the flow key needs of the L4 header, and refuses a header that no stack sends.

@@ -9,6 +9,9 @@ use crate::snapshot::Snapshot;
 use crate::verdict::{Drop, Verdict};
 use crate::wire::{self, Parsed, Report, Ttl, proto};
 
+/// ICMP type (RFC 792).
+const REDIRECT: u8 = 5;
+
 impl<F: Frame> Worker<F> {
     #[cold]
     pub(super) fn icmp_error(&mut self, moment: Moment<'_>, packet: &mut Packet<F>, parsed: &Parsed) -> End {
@@ -30,6 +33,11 @@ impl<F: Frame> Worker<F> {
         let matched = Some(Matched { id, dir, opened: false });
         let flow = self.table.flow(id);
         let rewrite = flow.rewrite(dir);
+        // A redirect is about routes of one side of the translation (nf_nat drops it, too).
+        let translated = flow.original() != flow.translated();
+        if translated && parsed.icmp_type(packet.frame.bytes()).is_some_and(|(kind, _)| kind == REDIRECT) {
+            return End::Done(Verdict::Drop(Drop::IcmpType), matched);
+        }
         // Any router may be its sender, but one on the side that the flow's packets come from.
         if !Target::from_word(flow.egress(dir.opposite())).admits(packet.ingress) {
             return End::Done(Verdict::Drop(Drop::IcmpUnknownFlow), matched);

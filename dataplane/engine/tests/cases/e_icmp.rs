@@ -93,6 +93,15 @@ fn e05_frag_needed_keeps_its_mtu() {
 }
 
 #[test]
+fn e03_a_redirect_is_not_translated() {
+    let (mut w, port) = translated();
+    w.dropped(WIRE0, icmp_error(5, 1, Y, N, &sent(port)), Drop::IcmpType, &[]);
+    w.pass(POD_A, udp("10.0.1.10:1", "10.0.77.7:2"), ENI0, &[FlowsOpened]);
+    let about = udp("10.0.1.10:1", "10.0.77.7:2").build();
+    w.pass(WIRE0, icmp_error(5, 1, Y, A, &about), TO_A, &[]);
+}
+
+#[test]
 fn e06_errors_change_neither_state_nor_timers() {
     let (mut w, port) = translated();
     let before = w.flow();

@@ -173,6 +173,22 @@ fn g11_ip_options_are_kept() {
 }
 
 #[test]
+fn g11_source_routes_are_refused() {
+    let mut w = World::new();
+    for options in
+        [&[131, 7, 4, 10, 0, 9, 5, 0][..], &[1, 137, 7, 4, 10, 0, 9, 5], &[7, 3, 4, 131, 3, 4, 0, 0]]
+    {
+        w.dropped(POD_A, udp("10.0.1.10:1", "203.0.113.9:2").ip_options(options), Drop::SourceRoute, &[]);
+        w.dropped(WIRE0, udp("203.0.113.9:1", "10.0.1.10:2").ip_options(options), Drop::SourceRoute, &[]);
+    }
+    // The same bytes inside another option, and behind the end.
+    for options in [&[7, 7, 131, 137, 131, 137, 131, 0][..], &[0, 131, 3, 4]] {
+        let mut step = w.step(vec![(POD_A, udp("10.0.1.10:1", "203.0.113.9:2").ip_options(options).into())]);
+        assert_eq!(step.only().verdict, ENI0);
+    }
+}
+
+#[test]
 fn g12_unknown_interfaces() {
     let mut w = World::new();
     for ifindex in [0, 1, 4, 99, u32::MAX] {
