@@ -312,7 +312,7 @@ pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
 }
 
 /// A program of ours, beside the tests' own: `target/debug/deps/lab_x-0123` has `target/debug/sluice`.
-fn program(name: &str) -> PathBuf {
+pub fn program(name: &str) -> PathBuf {
     let own = std::env::current_exe().expect("this test's own file");
     let found = own.ancestors().skip(1).take(2).map(|dir| dir.join(name)).find(|file| file.is_file());
     found.unwrap_or_else(|| {

@@ -12,6 +12,7 @@ mod mss;
 mod parse;
 mod report;
 mod rewrite;
+mod tcp;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 mod verify;
@@ -23,7 +24,8 @@ mod tests;
 
 pub use mss::{TcpOptions, clamp_mss, mss_for, tcp_options};
 pub(crate) use parse::parse_into;
-pub use parse::{ETHERNET_LEN, Kind, Parsed, TcpFlags, TcpHeader, parse, proto, usable_source};
+pub use parse::{ETHERNET_LEN, Kind, Parsed, parse, proto, usable_source};
 pub use report::{Report, may_report, report};
 pub use rewrite::{Rewrite, Ttl, apply, set_ethernet, set_ip_id};
+pub use tcp::{TcpFlags, TcpHeader};
 pub use verify::{L4Checksum, l4_checksum, l4_sum};

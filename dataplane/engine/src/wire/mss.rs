@@ -4,7 +4,8 @@
 //! of SYN and SYN/ACK through such an ENI is lowered to what fits. It is never raised, and nothing else is touched.
 
 use super::checksum;
-use super::parse::{Parsed, TcpFlags};
+use super::parse::Parsed;
+use super::tcp::TcpFlags;
 
 /// The largest segment whose packet, without IP or TCP options, fits `mtu` bytes of IP.
 #[must_use]

@@ -4,7 +4,8 @@
 //! same before and after. How often that may happen is the worker's business.
 
 use super::checksum;
-use super::parse::{ETHERNET_LEN, Kind, Parsed, TcpFlags, proto};
+use super::parse::{ETHERNET_LEN, Kind, Parsed, proto};
+use super::tcp::TcpFlags;
 use crate::frame::{Frame, GsoKind, Offload};
 
 /// Bytes of the IP and ICMP headers that we put before the quotation.

@@ -4,13 +4,17 @@
 //! It is swapped as a whole and loaded once per batch, so that a packet never sees half a change. Lookups that an
 //! established flow needs are array accesses by interface index; maps are for the first packet of a flow.
 
+mod hop;
+mod map;
+
 use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 use sluice_state::{Invalid, Mac, Nat, PortSet, RandomizeSnat, State};
 
+pub(crate) use self::hop::{Hop, HopKind};
+use self::map::Map;
 use crate::flow::TimeoutsNs;
 use crate::policy::Policy;
 
@@ -101,57 +105,6 @@ pub enum Link<'a> {
     Pod(&'a PodEntry),
     /// An ENI.
     Eni(&'a EniEntry),
-}
-
-/// What leaving by an interface takes, in one cache line: for packets of known flows.
-#[derive(Debug, Clone, Copy)]
-#[repr(align(64))]
-pub(crate) struct Hop {
-    /// Destination and source Ethernet address.
-    pub(crate) ethernet: [u8; 12],
-    pub(crate) kind: HopKind,
-    /// Largest IP packet, in bytes.
-    pub(crate) mtu: u32,
-    /// The pod's address.
-    pub(crate) ip: u32,
-    /// Destinations whose next hop is another one than the gateway: the ENI's subnet; all, while the gateway is not known;
-    /// none for a pod.
-    net: u32,
-    mask: u32,
-}
-
-/// What a [`Hop`] leads to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum HopKind {
-    None,
-    Pod,
-    Eni,
-}
-
-impl Hop {
-    const NONE: Self = Self { ethernet: [0; 12], kind: HopKind::None, mtu: 0, ip: 0, net: 0, mask: 0 };
-
-    /// Whether a packet to `destination` leaves with [`Hop::ethernet`] as it stands.
-    #[inline]
-    pub(crate) const fn is_plain(&self, destination: u32) -> bool {
-        destination & self.mask != self.net
-    }
-
-    fn pod(pod: &PodEntry) -> Self {
-        let ethernet = joined(pod.mac, pod.host_mac);
-        // No address masked by zero is one.
-        Self { ethernet, kind: HopKind::Pod, mtu: pod.mtu, ip: pod.ip, net: 1, mask: 0 }
-    }
-
-    fn eni(eni: &EniEntry) -> Self {
-        let ethernet = joined(eni.gateway_mac.unwrap_or_default(), eni.mac);
-        let (net, mask) = if eni.gateway_mac.is_some() { eni.subnet } else { (0, 0) };
-        Self { ethernet, kind: HopKind::Eni, mtu: eni.mtu, ip: eni.address, net, mask }
-    }
-}
-
-fn joined(dst: [u8; 6], src: [u8; 6]) -> [u8; 12] {
-    std::array::from_fn(|i| if i < 6 { dst[i] } else { src[i - 6] })
 }
 
 /// Why a next hop cannot be given yet.
@@ -481,31 +434,4 @@ fn compile_pods(state: &State, host: &HostFacts, warnings: &mut Vec<String>) -> 
 
 fn neighbour_key(ifindex: u32, address: u32) -> u64 {
     u64::from(ifindex) << 32 | u64::from(address)
-}
-
-type Map<K, V> = HashMap<K, V, BuildHasherDefault<Mix>>;
-
-/// Mixes one integer key. The keys are the control plane's, not a packet's sender's choice, so no seed is needed.
-#[derive(Debug, Default)]
-struct Mix(u64);
-
-impl Hasher for Mix {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.write_u64(u64::from(*byte));
-        }
-    }
-
-    fn write_u32(&mut self, value: u32) {
-        self.write_u64(u64::from(value));
-    }
-
-    fn write_u64(&mut self, value: u64) {
-        let mixed = (self.0 ^ value).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        self.0 = mixed ^ mixed >> 29;
-    }
 }
