@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use crossbeam::channel::Sender;
+use nix::net::if_::if_nametoindex;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use sluice_io::trunk::Trunk;
@@ -15,6 +16,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::control::{self, Event, StartError};
 use crate::lock::LockError;
+use crate::privilege;
 use crate::report;
 use crate::settings::{Output, Settings};
 
@@ -161,12 +163,19 @@ fn check(path: &Path) -> anyhow::Result<()> {
 }
 
 fn detach(bpffs: &Path, trunk: &str) -> anyhow::Result<()> {
+    privilege::check().map_err(StartError::from)?;
     let mut stdout = io::stdout().lock();
-    for line in sluice_bpf::detach_pinned(bpffs)? {
-        writeln!(stdout, "{line}")?;
+    let mut removed = sluice_bpf::detach_pinned(bpffs)?;
+    if if_nametoindex(trunk).is_ok() {
+        Trunk::remove(trunk)?;
+        removed.push(trunk.to_owned());
     }
-    Trunk::remove(trunk)?;
-    writeln!(stdout, "{trunk}: removed")?;
+    for line in &removed {
+        writeln!(stdout, "removed: {line}")?;
+    }
+    if removed.is_empty() {
+        writeln!(stdout, "nothing was there: no pins in {}, no interface {trunk}", bpffs.display())?;
+    }
     Ok(())
 }
 
