@@ -45,7 +45,7 @@ fuzz: deps
 
 ## make clean-lab   remove every lab that was left behind
 clean-lab:
-	-target/release/sluice lab down
+	-for lab in $$(ls /run/sluice-lab 2>/dev/null | grep -v '\.lock$$'); do target/release/sluice lab down --name $$lab; done
 
 deps:
 	@tests/apt clang llvm libclang-dev m4 make gcc pkg-config libelf-dev zlib1g-dev
