@@ -114,5 +114,5 @@ fn subcommand(path: &[String]) -> anyhow::Result<clap::Command> {
             .find_subcommand(name)
             .ok_or_else(|| anyhow::anyhow!("`{}` has no command `{name}`", command.get_name()))?;
     }
-    Ok(command.clone())
+    Ok(command.clone().version(env!("CARGO_PKG_VERSION")))
 }

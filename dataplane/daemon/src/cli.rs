@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use crossbeam::channel::Sender;
+use nix::net::if_::if_nametoindex;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use sluice_io::trunk::Trunk;
@@ -15,6 +16,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::control::{self, Event, StartError};
 use crate::lock::LockError;
+use crate::privilege;
 use crate::report;
 use crate::settings::{Output, Settings};
 
@@ -81,6 +83,7 @@ enum Command {
 #[must_use]
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
+    abort_on_panic();
     let filter = EnvFilter::try_from_env("SLUICE_LOG").unwrap_or_else(|_| EnvFilter::new(QUIET));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -105,6 +108,15 @@ pub fn main() -> ExitCode {
             ExitCode::from(exit_code(&error))
         }
     }
+}
+
+/// A daemon that has lost a thread would hold packets and acknowledge nothing: it ends, and what is pinned fails closed.
+fn abort_on_panic() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        std::process::abort();
+    }));
 }
 
 fn exit_code(error: &anyhow::Error) -> u8 {
@@ -161,12 +173,19 @@ fn check(path: &Path) -> anyhow::Result<()> {
 }
 
 fn detach(bpffs: &Path, trunk: &str) -> anyhow::Result<()> {
+    privilege::check().map_err(StartError::from)?;
     let mut stdout = io::stdout().lock();
-    for line in sluice_bpf::detach_pinned(bpffs)? {
-        writeln!(stdout, "{line}")?;
+    let mut removed = sluice_bpf::detach_pinned(bpffs)?;
+    if if_nametoindex(trunk).is_ok() {
+        Trunk::remove(trunk)?;
+        removed.push(trunk.to_owned());
     }
-    Trunk::remove(trunk)?;
-    writeln!(stdout, "{trunk}: removed")?;
+    for line in &removed {
+        writeln!(stdout, "removed: {line}")?;
+    }
+    if removed.is_empty() {
+        writeln!(stdout, "nothing was there: no pins in {}, no interface {trunk}", bpffs.display())?;
+    }
     Ok(())
 }
 

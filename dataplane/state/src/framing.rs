@@ -20,7 +20,7 @@ pub enum FramingError {
     #[error("the connection was closed")]
     Closed,
     /// The socket failed, timed out or ended inside a message.
-    #[error("the connection failed: {0}")]
+    #[error(transparent)]
     Io(#[from] io::Error),
     /// The message is larger than the bound.
     #[error("a message of {len} bytes is larger than the {max} bytes that are allowed")]

@@ -16,6 +16,7 @@ use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{Flock, FlockArg};
+pub use nix::sys::signal::Signal;
 use serde_json::Value;
 
 pub use frames::{ETHERTYPE_ARP, Sender, mac};
@@ -23,7 +24,7 @@ pub use netns::within;
 pub use sniff::{Seen, Sniffer};
 pub use stats::{Delta, Stats};
 pub use talk::{
-    ECHO, PATIENCE, PEER, Server, connect, is_open, tcp_peer, try_tcp_peer, udp_exchange, udp_peer,
+    ECHO, PATIENCE, PEER, Server, connect, greeting, is_open, tcp_peer, try_tcp_peer, udp_exchange, udp_peer,
 };
 
 /// The node's primary address in every lab.
@@ -156,9 +157,20 @@ impl Lab {
         command.stdin(Stdio::null()).output().expect("ip netns exec runs")
     }
 
-    /// Loads a ruleset of nft in the node.
+    /// Loads a ruleset of nft in the node. It may be written in one line: each brace that closes gets its own.
     pub fn nft(&self, rules: &str) {
+        let rules = rules.replace('}', "\n}");
         self.sh("node", &format!("nft -f - <<'EOF'\n{rules}\nEOF"));
+    }
+
+    /// Lays VPC CNI's rules for node ports on the node, as its agent does in every mode (`AWS_VPC_CNI_NODE_PORT_SUPPORT`):
+    /// what enters by the primary ENI for the node is marked, and what comes back from its pod goes by the main table.
+    pub fn mark_node_ports(&self) {
+        self.nft(
+            "table ip aws-cni { chain marks { type filter hook prerouting priority mangle; policy accept;\n\
+             iifname \"eni0\" fib daddr . iif type local ct mark set ct mark or 0x80\n\
+             iifname \"enia*\" meta mark set ct mark and 0x80 } }",
+        );
     }
 
     /// Begins to sniff all of the fabric, frame by frame: its ENIs' ends stop merging segments.
@@ -234,11 +246,12 @@ impl Lab {
         PathBuf::from(string(&self.status["directory"])).join(file)
     }
 
-    /// Starts a daemon on the lab's state and directories, as `sluice lab up` does. It ends with the lab.
+    /// Starts a daemon on the lab's state and directories, as `sluice lab up` does, and gives its process id. It ends
+    /// with the lab.
     ///
     /// # Panics
     /// It does not come up within 20 s; the message has its log.
-    pub fn start_daemon(&self, args: &[&str]) {
+    pub fn start_daemon(&self, args: &[&str]) -> i32 {
         let log = self.path("again.log");
         let file = File::create(&log).expect("a log");
         let errors = file.try_clone().expect("the same log");
@@ -258,8 +271,10 @@ impl Lab {
             );
             std::thread::sleep(Duration::from_millis(20));
         }
+        let pid = i32::try_from(child.id()).expect("a process id");
         // Reaped when it ends, or `sluice lab down` would wait for a zombie.
         std::thread::spawn(move || child.wait());
+        pid
     }
 
     /// Runs `sluiced` once in the node's namespace: `detach`, `check`.
@@ -299,6 +314,27 @@ pub fn sluice(args: &[&str], more: &[&str]) -> Output {
     command.output().expect("sluice runs")
 }
 
+/// Ends a process with SIGKILL and waits until it is gone.
+///
+/// # Panics
+/// There is no such process.
+pub fn kill(pid: i32) {
+    signal(pid, Signal::SIGKILL);
+    let gone = || {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with(['Z', 'X']))
+    };
+    eventually("the killed process is gone", gone);
+}
+
+/// Sends a signal to a process.
+///
+/// # Panics
+/// There is no such process.
+pub fn signal(pid: i32, signal: Signal) {
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal).expect("the process is there");
+}
+
 /// Waits until `holds`, for moments.
 ///
 /// # Panics
@@ -312,7 +348,7 @@ pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
 }
 
 /// A program of ours, beside the tests' own: `target/debug/deps/lab_x-0123` has `target/debug/sluice`.
-fn program(name: &str) -> PathBuf {
+pub fn program(name: &str) -> PathBuf {
     let own = std::env::current_exe().expect("this test's own file");
     let found = own.ancestors().skip(1).take(2).map(|dir| dir.join(name)).find(|file| file.is_file());
     found.unwrap_or_else(|| {

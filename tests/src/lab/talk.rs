@@ -51,7 +51,7 @@ pub fn connect(
 /// No connection, or no or a wrong echo.
 pub fn try_tcp_peer(from: Option<SocketAddrV4>, to: SocketAddrV4) -> std::io::Result<SocketAddrV4> {
     let mut stream = connect(from, to, PATIENCE)?;
-    let seen = line(&mut stream)?.parse().map_err(std::io::Error::other)?;
+    let seen = greeting(&mut stream)?;
     echo(&mut stream, 8_000)?;
     Ok(seen)
 }
@@ -71,6 +71,14 @@ pub fn is_open(stream: &mut TcpStream) -> bool {
     echo(stream, 100).is_ok()
 }
 
+/// The first line of a server of port [`PEER`]: the address and port that the client is seen as.
+///
+/// # Errors
+/// Nothing comes, or something else.
+pub fn greeting(stream: &mut TcpStream) -> std::io::Result<SocketAddrV4> {
+    line(stream)?.parse().map_err(std::io::Error::other)
+}
+
 fn echo(stream: &mut TcpStream, len: usize) -> std::io::Result<()> {
     let payload: Vec<u8> = (0..=250).cycle().take(len).collect();
     stream.write_all(&payload)?;
@@ -79,7 +87,7 @@ fn echo(stream: &mut TcpStream, len: usize) -> std::io::Result<()> {
     if back == payload { Ok(()) } else { Err(std::io::Error::other("the echo differs from what was sent")) }
 }
 
-pub(super) fn line(stream: &mut TcpStream) -> std::io::Result<String> {
+fn line(stream: &mut TcpStream) -> std::io::Result<String> {
     let mut line = Vec::new();
     let mut byte = [0];
     while line.len() < 64 {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
-use sluice_state::query::{Answer, CaptureFilter, Query};
+use sluice_state::query::{Answer, CaptureFilter, Point, Query};
 
 use super::filter::{Filter, View};
 use super::sink::Sink;
@@ -48,10 +48,12 @@ pub struct CaptureArgs {
 const FILTER_HELP: &str = "Filter:
   [src|dst] host ADDRESS, [src|dst] net CIDR, [src|dst] port PORT, [src|dst] portrange FIRST-LAST,
   proto PROTOCOL, tcp, udp, icmp, sctp; joined by and, or, not, ( and ).
-  host, net and port also hold when they hold for the packet's flow on the other side of the translation:
-  `host 10.0.1.10` shows that pod's packets on the ENI too, where they carry the node's address.
+  host, net and port also hold when they hold for the packet's flow on the other side of the
+  translation: `host 10.0.1.10` shows that pod's packets on the ENI too, where they carry the
+  node's address.
 
-Points: pod:NAMESPACE/NAME, eni:NAME, drop. The daemon never waits for a capture: what it had to leave out is counted.
+Points: pod:NAMESPACE/NAME, eni:NAME, drop. The daemon never waits for a capture: what it had to
+leave out is counted.
 It ends at Ctrl-C, after --count packets or after --duration seconds.";
 
 /// Captures until the end that was asked for.
@@ -83,6 +85,10 @@ pub(crate) fn run(args: &CaptureArgs) -> Result<ExitCode> {
         Answer::Refused(reason) => bail!("the daemon refuses: {reason}"),
         _ => bail!("the daemon answered another question"),
     };
+    for pod in args.pod.iter().filter(|pod| !points.iter().any(|point| is_of(point, pod))) {
+        let known: Vec<_> = points.iter().filter_map(pod_name).collect();
+        eprintln!("no pod `{pod}` is there now, one of: {}", known.join(", "));
+    }
     let mut sink = Sink::open(args.write.as_deref(), args.output, &points)?;
     let deadline = args.duration.map(|s| Instant::now() + Duration::from_secs(s));
     let (mut shown, mut lost) = (0, 0);
@@ -114,4 +120,14 @@ pub(crate) fn run(args: &CaptureArgs) -> Result<ExitCode> {
     sink.flush()?;
     eprintln!("{shown} packets, {lost} lost by the daemon's queues");
     Ok(ExitCode::SUCCESS)
+}
+
+fn pod_name(point: &Point) -> Option<&str> {
+    if let Point::Pod(name) = point { Some(name) } else { None }
+}
+
+/// Whether a point is the pod's of this name, with or without its namespace.
+fn is_of(point: &Point, pod: &str) -> bool {
+    pod_name(point)
+        .is_some_and(|full| full == pod || full.split_once('/').is_some_and(|(_, name)| name == pod))
 }

@@ -157,7 +157,8 @@ pub(crate) fn up(name: &str, options: &Options, progress: &Progress) -> Result<R
             progress.line(&format!("{e:#}"));
         }
     }
-    built
+    // Ctrl-C ends what runs just then, too; that is no failure of its own.
+    built.map_err(|e| progress.check().err().unwrap_or(e))
 }
 
 /// Removes a lab.

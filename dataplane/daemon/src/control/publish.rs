@@ -20,7 +20,7 @@ use crate::clock;
 use crate::expedite::Expedited;
 use crate::host::{Host, Link};
 use crate::plane::Route;
-use crate::ports::{Contract, HostPorts};
+use crate::ports::{Contract, HostPorts, nothing_left};
 use crate::settings::Settings;
 use crate::view::View;
 
@@ -41,6 +41,9 @@ impl Control {
     /// # Errors
     /// Everything that is wrong with it on this host.
     pub(super) fn bring_into_force(&mut self, next: State, number: u64) -> Result<Vec<String>, Vec<Invalid>> {
+        if let Some(finding) = nothing_left(&next.snat_ports, self.settings.node_ports) {
+            return Err(vec![finding]);
+        }
         let contract = contract(&next, &self.settings, &self.contract);
         self.bring_with(next, number, contract)
     }

@@ -12,7 +12,7 @@ use std::net::Ipv4Addr;
 use std::{fs, io};
 
 use sluice_state::query::{Finding, Listener, PortContract};
-use sluice_state::{PortRange, PortSet, SnatPorts};
+use sluice_state::{Invalid, PortRange, PortSet, SnatPorts};
 
 pub use sockets::{Protocol, Socket};
 
@@ -127,6 +127,23 @@ impl Contract {
     }
 }
 
+/// Why a configuration can leave no port on any host: the NodePorts take all of it.
+///
+/// What processes of the node hold is not judged here: that changes, and is a finding of the report.
+#[must_use]
+pub fn nothing_left(configured: &SnatPorts, node_ports: PortRange) -> Option<Invalid> {
+    let mut left = configured.set();
+    left.remove_range(node_ports);
+    left.is_empty().then(|| Invalid {
+        field: "snat_ports.ranges".into(),
+        value: configured.ranges.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
+        reason: format!(
+            "leaves no port for SNAT, as NodePorts {node_ports} are never used: widen it, or name the cluster's range by \
+             --node-ports"
+        ),
+    })
+}
+
 fn findings(wanted: &PortSet, base: &PortSet, report: &PortContract) -> Vec<Finding> {
     let mut findings = Vec::new();
     let mut add = |what: String, remedy: String| {
@@ -224,6 +241,14 @@ mod tests {
         assert_eq!(contract.report.tcp, [range("29000-29999"), range("32768-33000")]);
         let text = &contract.report.findings[0].what;
         assert!(text.contains("2768 ports") && text.contains("30000-32767"), "{text}");
+    }
+
+    #[test]
+    fn ranges_that_are_node_ports_only_are_refused() {
+        let ports = |text: &str| SnatPorts { ranges: vec![range(text)], exclude: vec![] };
+        let refused = nothing_left(&ports("30500-30599"), NODE_PORTS).unwrap().to_string();
+        assert!(refused.contains("30500-30599") && refused.contains("--node-ports"), "{refused}");
+        assert_eq!(nothing_left(&ports("30500-32768"), NODE_PORTS), None);
     }
 
     #[test]

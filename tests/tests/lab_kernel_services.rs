@@ -1,0 +1,167 @@
+//! Traffic that the kernel forwards into pods: `NodePort` and `hostPort`, by rules of the shape that kube-proxy and the
+//! portmap plugin make. The client enters by eni0, the pod is on eni1, and the reply must leave by eni0 with the node's
+//! address, through the kernel that knows the connection (reference A2, A4).
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+use sluice_tests::lab::{Lab, NODE, PEER, Seen, connect, is_open, tcp_peer, udp_exchange};
+
+/// A port in the NodePort range, and one of a hostPort, which lies in Sluice's own set and is excluded by the operator.
+const NODE_PORT: u16 = 30080;
+const HOST_PORT: u16 = 8443;
+
+/// How the rules translate.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Traffic {
+    /// `externalTrafficPolicy: Cluster`: the source too.
+    Cluster,
+    /// `externalTrafficPolicy: Local`: the pod sees its client.
+    Local,
+}
+
+/// kube-proxy's nftables mode: a map of ports, a mark, and `masquerade fully-random` for what is marked.
+fn nft(pod: Ipv4Addr, port: u16, traffic: Traffic) -> String {
+    let mark = if traffic == Traffic::Cluster { "meta mark set meta mark or 0x4000" } else { "" };
+    format!(
+        "table ip kube-proxy {{\n\
+           chain external {{\n {mark}\n meta l4proto {{ tcp, udp }} dnat to {pod}:{PEER}\n }}\n\
+           chain services {{\n fib daddr type local meta l4proto {{ tcp, udp }} th dport {port} goto external\n }}\n\
+           chain nat-prerouting {{\n type nat hook prerouting priority dstnat; policy accept;\n jump services\n }}\n\
+           chain nat-postrouting {{\n type nat hook postrouting priority srcnat; policy accept;\n\
+             meta mark and 0x4000 == 0 return\n meta mark set meta mark xor 0x4000\n masquerade fully-random\n }}\n }}"
+    )
+}
+
+/// kube-proxy's iptables mode, and portmap's chains, which differ in names only: KUBE-MARK-MASQ and KUBE-SEP, or CNI-DN.
+fn iptables(pod: Ipv4Addr, port: u16, traffic: Traffic) -> String {
+    let mark = if traffic == Traffic::Cluster { "-A KUBE-EXT -j KUBE-MARK-MASQ\n" } else { "" };
+    let rule = |proto: &str| {
+        format!(
+            "-A KUBE-NODEPORTS -p {proto} -m {proto} --dport {port} -j KUBE-EXT\n\
+             -A KUBE-SEP -p {proto} -m {proto} -j DNAT --to-destination {pod}:{PEER}\n"
+        )
+    };
+    // VPC CNI's rules for node ports, in the same syntax (`iptables_connmark.go`).
+    let marks = "*mangle\n\
+         -A PREROUTING -i eni0 -m comment --comment \"AWS, primary ENI\" -m addrtype --dst-type LOCAL \
+         --limit-iface-in -j CONNMARK --set-xmark 0x80/0x80\n\
+         -A PREROUTING -i eni+ -m comment --comment \"AWS, primary ENI\" -j CONNMARK --restore-mark \
+         --nfmask 0x80 --ctmask 0x80\nCOMMIT\n";
+    format!(
+        "{marks}*nat\n:KUBE-SERVICES - [0:0]\n:KUBE-NODEPORTS - [0:0]\n:KUBE-EXT - [0:0]\n:KUBE-SEP - [0:0]\n\
+         :KUBE-MARK-MASQ - [0:0]\n:KUBE-POSTROUTING - [0:0]\n\
+         -A PREROUTING -j KUBE-SERVICES\n-A POSTROUTING -j KUBE-POSTROUTING\n\
+         -A KUBE-SERVICES -m addrtype --dst-type LOCAL -j KUBE-NODEPORTS\n\
+         -A KUBE-MARK-MASQ -j MARK --set-xmark 0x4000/0x4000\n\
+         -A KUBE-POSTROUTING -m mark ! --mark 0x4000/0x4000 -j RETURN\n\
+         -A KUBE-POSTROUTING -j MARK --set-xmark 0x4000/0x0\n\
+         -A KUBE-POSTROUTING -j MASQUERADE --random-fully\n\
+         {mark}{}{}-A KUBE-EXT -j KUBE-SEP\nCOMMIT\n",
+        rule("tcp"),
+        rule("udp")
+    )
+}
+
+#[test]
+fn a_client_through_a_kernel_node_port_gets_its_reply_by_the_primary_eni() {
+    let lab = Lab::up("a", &[]);
+    lab.mark_node_ports();
+    for traffic in [Traffic::Cluster, Traffic::Local] {
+        for pod in ["pod-c", "pod-a"] {
+            lab.nft(&nft(lab.address(pod), NODE_PORT, traffic));
+            through(&lab, pod, NODE_PORT, traffic);
+            lab.sh("node", "nft delete table ip kube-proxy");
+        }
+    }
+}
+
+#[test]
+fn so_does_one_through_iptables_rules() {
+    let lab = Lab::up("b", &[]);
+    for traffic in [Traffic::Cluster, Traffic::Local] {
+        let rules = iptables(lab.address("pod-c"), NODE_PORT, traffic);
+        lab.sh("node", &format!("iptables-restore <<'EOF'\n{rules}EOF"));
+        through(&lab, "pod-c", NODE_PORT, traffic);
+    }
+}
+
+#[test]
+fn a_host_port_of_portmaps_shape_works_likewise() {
+    let lab = Lab::up("c", &["--snat-ports", "1024-29999,61000-65535,!8443"]);
+    lab.mark_node_ports();
+    lab.nft(&nft(lab.address("pod-c"), HOST_PORT, Traffic::Local));
+    through(&lab, "pod-c", HOST_PORT, Traffic::Local);
+    lab.sh("node", "nft delete table ip kube-proxy");
+    let rules = iptables(lab.address("pod-c"), HOST_PORT, Traffic::Local).replace("KUBE-", "CNI-");
+    lab.sh("node", &format!("iptables-restore <<'EOF'\n{rules}EOF"));
+    through(&lab, "pod-c", HOST_PORT, Traffic::Local);
+}
+
+#[test]
+fn node_ports_work_with_external_snat_too() {
+    let lab = Lab::up("d", &["--external-snat"]);
+    lab.mark_node_ports();
+    for traffic in [Traffic::Cluster, Traffic::Local] {
+        lab.nft(&nft(lab.address("pod-c"), NODE_PORT, traffic));
+        through(&lab, "pod-c", NODE_PORT, traffic);
+        lab.sh("node", "nft delete table ip kube-proxy");
+    }
+}
+
+/// TCP, UDP and a connection that stays open, from outside and from inside the VPC.
+#[track_caller]
+fn through(lab: &Lab, pod: &str, port: u16, traffic: Traffic) {
+    let sniffer = lab.sniff();
+    for host in ["host-x", "host-v"] {
+        let client = lab.address(host);
+        let source = if traffic == Traffic::Cluster { NODE } else { client };
+        let (before, mark) = (lab.stats(), sniffer.mark());
+        let (tcp, udp) = lab.within(host, || {
+            let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+            socket.connect((NODE, port)).unwrap();
+            (tcp_peer(None, NODE, port), udp_exchange(&socket, 1000).expect("an answer"))
+        });
+        assert_eq!((*tcp.ip(), *udp.ip()), (source, source), "{host} {traffic:?}: what the pod saw");
+        let packets = sniffer.since(mark);
+        let left: Vec<&Seen> =
+            packets.iter().filter(|p| p.left_the_node() && p.ethertype == 0x0800).collect();
+        assert!(left.len() >= 5, "{host}: {} replies", left.len());
+        assert!(
+            left.iter().all(|p| p.link == "eni0" && p.src == NODE && p.sport == port && p.dst == client),
+            "{host} {traffic:?}: {left:?}"
+        );
+        let delta = lab.since(&before);
+        delta.assert_drops(&[]);
+        // Into the pod by the engine, which sends nothing to an ENI itself.
+        delta.assert(&[("engine.flows_opened", 2), ("engine.to_eni", 0), ("engine.ports_taken", 0)]);
+        delta.assert(&[("engine.to_pod", delta.of("bpf.to_pod_redirect"))]);
+        delta.assert_at_least(&[("engine.to_pod", 5)]);
+        if traffic == Traffic::Cluster {
+            // To an address of the node: the kernel's without a detour.
+            delta.assert(&[("engine.to_kernel_pod", 0), ("bpf.from_pod_redirect", 0)]);
+            delta.assert_at_least(&[("bpf.from_pod_pass_local", 5)]);
+        } else {
+            // To the client: the engine knows the flow as the kernel's and hands it back on the pod's own veth.
+            delta.assert(&[("engine.to_kernel_pod", delta.of("bpf.trunk_redirect_kernel_pod"))]);
+            delta.assert(&[("bpf.from_pod_redirect", delta.of("bpf.from_pod_pass_handback"))]);
+            delta.assert_at_least(&[("engine.to_kernel_pod", 5)]);
+        }
+        let flows = lab.flows(&["--pod", pod, "--port", &PEER.to_string()]);
+        let kernel =
+            flows.iter().filter(|f| f["origin"] == "kernel" && f.to_string().contains(&source.to_string()));
+        assert!(kernel.count() >= 2, "marked as the kernel's: {flows:?}");
+    }
+    // A long-lived one beside the pod's own connections outward.
+    let to = SocketAddrV4::new(NODE, port);
+    let patience = sluice_tests::lab::PATIENCE;
+    let mut held = lab.within("host-x", || connect(None, to, patience)).expect("a connection");
+    let out = lab.address("host-x");
+    assert_eq!(*lab.within(pod, || tcp_peer(None, out, PEER)).ip(), lab_source(lab, pod));
+    std::io::Read::read(&mut held, &mut [0; 64]).expect("the server's first line");
+    assert!(is_open(&mut held), "it still carries bytes");
+    assert_eq!(lab.source_check_drops(), 0);
+}
+
+fn lab_source(lab: &Lab, pod: &str) -> Ipv4Addr {
+    if lab.status()["external_snat"] == true { lab.address(pod) } else { NODE }
+}
