@@ -61,6 +61,11 @@ fn one_worker_serves_four_queues() {
 }
 
 #[test]
+fn one_worker_serves_two_queues() {
+    queues("2", "1");
+}
+
+#[test]
 fn two_workers_share_one_queue() {
     queues("1", "2");
 }

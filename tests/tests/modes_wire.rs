@@ -206,8 +206,9 @@ fn without_checksum(socket: &UdpSocket) {
 
 #[test]
 fn order_within_a_flow_holds_over_four_queues() {
-    const FLOWS: u16 = 6;
-    const EACH: u32 = 8_000;
+    // Enough that a worker without any is chance of 1 in 32,768.
+    const FLOWS: u16 = 32;
+    const EACH: u32 = 2_000;
     let lab = Lab::up("o", &["--queues", "4", "--sluiced-arg=--workers=2"]);
     let (before, outside, pod) = (lab.stats(), lab.address("host-x"), lab.address("pod-c"));
     std::thread::scope(|scope| {
@@ -227,7 +228,8 @@ fn order_within_a_flow_holds_over_four_queues() {
             scope.spawn(move || number(&sender, EACH));
             scope.spawn(move || {
                 let received = in_order(&receiver, EACH);
-                assert!(received > EACH / 2, "flow {flow}: only {received} of {EACH} arrived");
+                // Gaps are the load's, order is ours; but a test of nothing must not pass.
+                assert!(received > EACH / 4, "flow {flow}: only {received} of {EACH} arrived");
             });
         }
     });
@@ -242,8 +244,8 @@ fn number(socket: &UdpSocket, count: u32) {
     for n in 0..count {
         // A refused one (no room, ICMP) is a gap, and gaps are allowed.
         let _ = socket.send(&n.to_be_bytes());
-        if n % 32 == 31 {
-            std::thread::sleep(Duration::from_micros(500));
+        if n % 16 == 15 {
+            std::thread::sleep(Duration::from_millis(2));
         }
     }
 }
