@@ -2,7 +2,6 @@
 # they need from apt themselves.
 
 CARGO ?= cargo
-RELEASE_BINS := target/release/sluice target/release/sluiced
 
 .PHONY: help demo demo-quick test lint doc build bench fuzz deps deps-run loom clean-lab
 
@@ -45,10 +44,10 @@ fuzz: deps
 
 ## make clean-lab   remove every lab that was left behind
 clean-lab:
-	-target/release/sluice lab down
+	-for lab in $$(ls /run/sluice-lab 2>/dev/null | grep -v '\.lock$$'); do target/release/sluice lab down --name $$lab; done
 
 deps:
-	@tests/apt clang llvm libclang-dev m4 make gcc pkg-config libelf-dev zlib1g-dev
+	@tests/apt clang llvm libclang-dev m4 make gcc g++ libc6-dev pkg-config libelf-dev zlib1g-dev
 
 deps-run:
 	@tests/apt iproute2 nftables iptables ethtool iperf3 tshark conntrack iputils-ping

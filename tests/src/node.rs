@@ -1,6 +1,7 @@
 //! A lab's node from below: daemons that must refuse to start, rights taken away, raw conversations with the daemon's
 //! sockets, and what a process costs. Beside [`crate::lab`], which shows the node as its users see it.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
@@ -10,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::lab::{Lab, program};
+use crate::lab::{Lab, program, sluice};
 
 /// A daemon that was to refuse may not run for longer, in seconds of `timeout(1)`.
 const REFUSAL: &str = "20";
@@ -196,7 +197,37 @@ impl Usage {
     }
 }
 
-/// The end of the daemon's log, for messages.
+/// The daemon's start-up report, asked for on its query socket.
+#[must_use]
+pub fn report(lab: &Lab) -> Value {
+    let (mut client, _) = Client::greet(lab, "query.sock");
+    client.ask(&json!("report"))["report"].take()
+}
+
+/// Every counter, as `sluice stats` prints them, per worker and per port.
+///
+/// # Panics
+/// The daemon does not answer.
+#[must_use]
+pub fn raw_stats(lab: &Lab) -> Value {
+    let output = sluice(&["stats", "--lab", lab.name()], &["--output", "json"]);
+    serde_json::from_slice(&output.stdout).expect("JSON")
+}
+
+/// One counter of every queue of a device: `eni0:0`, `eni0:1`.
+///
+/// # Panics
+/// A queue has no such counter.
+#[must_use]
+pub fn by_queue(lab: &Lab, device: &str, counter: &str) -> BTreeMap<String, u64> {
+    let stats = raw_stats(lab);
+    let ports = stats["ports"].as_array().into_iter().flatten();
+    let named = ports.filter_map(|port| Some((port["port"].as_str()?.to_owned(), &port["counters"])));
+    let own = named.filter(|(name, _)| name.split(':').next() == Some(device));
+    own.map(|(name, counters)| (name, counters[counter].as_u64().expect("a counter"))).collect()
+}
+
+/// The daemon's log.
 #[must_use]
 pub fn log(lab: &Lab) -> String {
     let mut all = String::new();

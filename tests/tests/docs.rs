@@ -207,8 +207,21 @@ fn every_link_between_documents_leads_somewhere() {
     assert!(broken.is_empty(), "{}", broken.join("\n"));
 }
 
+#[test]
+fn every_decision_is_in_the_index() {
+    let index = read("docs/adr/README.md");
+    for document in documents().iter().filter(|path| path.parent().is_some_and(|p| p.ends_with("adr"))) {
+        let name = document.file_name().and_then(|n| n.to_str()).expect("a plain name");
+        assert!(
+            name == "README.md" || index.contains(&format!("({name})")),
+            "{name} is not in docs/adr/README.md"
+        );
+    }
+}
+
 fn documents() -> Vec<PathBuf> {
-    let mut found = vec![root().join("README.md"), root().join("bench/README.md")];
+    let mut found =
+        vec![root().join("README.md"), root().join("CONTRIBUTING.md"), root().join("bench/README.md")];
     let mut folders = vec![root().join("docs")];
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(&folder).expect("a folder of documents can be read") {

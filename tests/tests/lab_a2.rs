@@ -1,5 +1,5 @@
 //! Every row of the VPC CNI's behaviour that involves no service, with EXTERNALSNAT false and true: what the peer saw, by
-//! which ENI it left, and which of the engine's counters moved. Golden rows: reference A2 (measured on VPC CNI's rules).
+//! which ENI it left, and which of the engine's counters moved. The rows were measured on VPC CNI's own rules.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 

@@ -1,6 +1,6 @@
 //! Traffic that the kernel forwards into pods: `NodePort` and `hostPort`, by rules of the shape that kube-proxy and the
 //! portmap plugin make. The client enters by eni0, the pod is on eni1, and the reply must leave by eni0 with the node's
-//! address, through the kernel that knows the connection (reference A2, A4).
+//! address, through the kernel that knows the connection.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 

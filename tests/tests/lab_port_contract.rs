@@ -1,5 +1,5 @@
 //! The node's address is the host's and Sluice's: ports of our set that the host uses all the same, by listening, by
-//! connecting and by its own NAT (ADR 003, DESIGN "The port contract with the host").
+//! connecting and by its own NAT (ADR 003, docs/runbooks/port-contract.md).
 
 use std::collections::BTreeSet;
 use std::io::{Read as _, Write as _};

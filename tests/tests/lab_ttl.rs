@@ -1,5 +1,5 @@
 //! Every forward costs one hop, once: IMDS' hop limit, by which operators keep pods away from it, depends on it
-//! (reference A, finding 4).
+//! being right.
 
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::time::Duration;

@@ -1,7 +1,8 @@
 //! The kernel's side of Sluice: the XDP program of the ENIs, the tc programs of pods' host veths, of the trunk and of the
 //! ENIs, their maps, and how all of it is attached, survives the process and is taken off again.
 //!
-//! The programs (`src/bpf/`) only decide whose a packet is and carry it to the engine; DESIGN 4 and 7 say what goes where.
+//! The programs (`src/bpf/`) only decide whose a packet is and carry it to the engine; docs/architecture.md says what goes
+//! where.
 //! They are attached by `bpf_link` where the kernel has it (XDP everywhere, tcx from 6.6) and as clsact filters with a fixed
 //! handle elsewhere. With a pin directory, maps and links live on without the process: what is ours is then dropped (fail
 //! closed), the node's own traffic is untouched, and the next [`Programs::load`] adopts everything.

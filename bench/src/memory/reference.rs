@@ -1,4 +1,4 @@
-//! Figures of other engines, for orientation only: the design's measurements (DESIGN §12), taken on a machine of the same
+//! Figures of other engines, for orientation only: measured on a machine of the same
 //! kind in another hour. They are constants, not results of this run; the yardstick's are.
 
 use serde::Serialize;

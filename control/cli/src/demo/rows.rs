@@ -1,4 +1,4 @@
-//! The rows of the demo: every row of VPC CNI's behaviour that involves no service (reference A2), with what the peer must
+//! The rows of the demo: every row of VPC CNI's behaviour that involves no service, with what the peer must
 //! see and which ENI must be used. Pure: what is expected follows from the addresses and EXTERNALSNAT alone.
 
 use std::net::Ipv4Addr;
