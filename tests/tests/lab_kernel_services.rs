@@ -4,7 +4,7 @@
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
-use sluice_tests::lab::{Lab, NODE, PEER, Seen, connect, is_open, tcp_peer, udp_exchange};
+use sluice_tests::lab::{Lab, NODE, PEER, Seen, connect, greeting, is_open, tcp_peer, udp_exchange};
 
 /// A port in the NodePort range, and one of a hostPort, which lies in Sluice's own set and is excluded by the operator.
 const NODE_PORT: u16 = 30080;
@@ -108,6 +108,23 @@ fn node_ports_work_with_external_snat_too() {
     }
 }
 
+#[test]
+fn a_masqueraded_connection_whose_replies_pass_the_engine_by_outlives_the_timeout_of_half_open_ones() {
+    let lab = Lab::up("e", &["--timeouts", "tcp_syn_sent=1,tcp_syn_received=1"]);
+    lab.mark_node_ports();
+    lab.nft(&nft(lab.address("pod-c"), NODE_PORT, Traffic::Cluster));
+    let to = SocketAddrV4::new(NODE, NODE_PORT);
+    let mut held =
+        lab.within("host-x", || connect(None, to, sluice_tests::lab::PATIENCE)).expect("a connection");
+    assert_eq!(*greeting(&mut held).unwrap().ip(), NODE);
+    let before = lab.stats();
+    std::thread::sleep(std::time::Duration::from_millis(2500));
+    assert!(is_open(&mut held), "after a while of silence");
+    let delta = lab.since(&before);
+    delta.assert_drops(&[]);
+    delta.assert_at_least(&[("engine.to_pod", 1), ("bpf.from_pod_pass_local", 1)]);
+}
+
 /// TCP, UDP and a connection that stays open, from outside and from inside the VPC.
 #[track_caller]
 fn through(lab: &Lab, pod: &str, port: u16, traffic: Traffic) {
@@ -157,7 +174,7 @@ fn through(lab: &Lab, pod: &str, port: u16, traffic: Traffic) {
     let mut held = lab.within("host-x", || connect(None, to, patience)).expect("a connection");
     let out = lab.address("host-x");
     assert_eq!(*lab.within(pod, || tcp_peer(None, out, PEER)).ip(), lab_source(lab, pod));
-    std::io::Read::read(&mut held, &mut [0; 64]).expect("the server's first line");
+    greeting(&mut held).expect("the server's first line");
     assert!(is_open(&mut held), "it still carries bytes");
     assert_eq!(lab.source_check_drops(), 0);
 }

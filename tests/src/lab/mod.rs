@@ -157,9 +157,9 @@ impl Lab {
         command.stdin(Stdio::null()).output().expect("ip netns exec runs")
     }
 
-    /// Loads a ruleset of nft in the node. It may be written in one line: each brace that closes gets its own.
+    /// Loads a ruleset of nft in the node. It may be written in one line: ` }` and ` };` are given lines of their own.
     pub fn nft(&self, rules: &str) {
-        let rules = rules.replace('}', "\n}");
+        let rules = rules.replace(" };", "\n}\n").replace(" }", "\n}");
         self.sh("node", &format!("nft -f - <<'EOF'\n{rules}\nEOF"));
     }
 

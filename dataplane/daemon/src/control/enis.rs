@@ -218,7 +218,8 @@ impl Control {
         if let Err(error) = lock(&self.programs).upsert_link(link.ifindex, &entry) {
             return Err(vec![Attempt { mode: "any".into(), reason: error.to_string() }]);
         }
-        for taken in candidates(self.settings.eni_port, self.settings.xdp_mode) {
+        let candidates = candidates(self.settings.eni_port, self.settings.xdp_mode);
+        for (n, taken) in candidates.iter().copied().enumerate() {
             match self.try_open(link, taken, &mut open) {
                 Ok(()) => {
                     open.taken = taken;
@@ -227,7 +228,11 @@ impl Control {
                 }
                 Err(reason) => {
                     tracing::debug!(eni = link.name, mode = taken.name(), reason, "not to be had");
-                    let _ = lock(&self.programs).detach(link.ifindex);
+                    // Both kinds of native AF_XDP have one program: what an earlier daemon left attached stays so, and no
+                    // packet of a pod finds the ENI without it.
+                    if taken != Taken::ZeroCopy || candidates.get(n + 1) != Some(&Taken::Native) {
+                        let _ = lock(&self.programs).detach(link.ifindex);
+                    }
                     self.restore_offloads(&link.name, &std::mem::take(&mut open.restore));
                     open.tried.push(Attempt { mode: taken.name().into(), reason });
                 }

@@ -71,6 +71,8 @@ impl Control {
         if !self.plane.publish(snapshot, PATIENCE) {
             warnings.push(format!("not every worker has the state after {} s", PATIENCE.as_secs()));
         }
+        // After a restart the kernel has had the traffic until now, where the operator wants that.
+        self.keep_alive();
         self.bind_pods(&mut warnings);
         let ports = [self.contract.tcp.clone(), self.contract.udp.clone(), self.contract.icmp.clone()];
         self.set_ports(ports, &mut warnings);
