@@ -215,9 +215,9 @@ impl Programs {
         Ok(RawConfig::read(&self.maps.config)?.handback_mac)
     }
 
-    /// Says that the engine is alive and will say so again within `valid`. Only asked with
-    /// [`Config::on_failure_kernel`], because a trunk that nobody reads drops by itself; a process that never calls this is
-    /// taken to be alive.
+    /// Says that the engine is alive and will say so again within `valid`. Asked for what may be the node's own, and for
+    /// pods' packets with [`Config::on_failure_kernel`]; otherwise a trunk that nobody reads drops by itself. A process that
+    /// never calls this is taken to be alive.
     ///
     /// # Errors
     /// [`BpfError::Map`].

@@ -247,7 +247,7 @@ fn into_a_pod_the_nodes_own_passes_and_what_is_forwarded_is_the_engines() {
 fn without_a_trunk_or_a_living_engine_tc_fails_closed_unless_the_operator_chose_otherwise() {
     let bench = Bench::pod();
     let forwarded = skb(0, LO);
-    let cases: [Diversion; 4] = [
+    let cases: [Diversion; 3] = [
         (Program::FromPod, Ip::new(POD, OUTSIDE, TCP, ports(TCP, 1, 2)).frame(), &[], "from_pod", "redirect"),
         (
             Program::ToPod,
@@ -255,13 +255,6 @@ fn without_a_trunk_or_a_living_engine_tc_fails_closed_unless_the_operator_chose_
             &forwarded,
             "to_pod",
             "redirect",
-        ),
-        (
-            Program::EniEgress,
-            Ip::new(NAT, OUTSIDE, TCP, ports(TCP, 64, 2)).frame(),
-            &[],
-            "eni_out",
-            "redirect_port",
         ),
         (Program::EniIngress, tcp(NAT, 64).frame(), &[], "eni_in", "redirect_port"),
     ];
@@ -284,6 +277,35 @@ fn without_a_trunk_or_a_living_engine_tc_fails_closed_unless_the_operator_chose_
     expect(NEXT, Some("pass_no_trunk"));
     bench.configure(7, false);
     expect(REDIRECT, None); // fail closed asks for no heartbeat
+}
+
+#[test]
+fn what_may_be_the_nodes_own_does_not_need_a_living_engine() {
+    let bench = Bench::pod();
+    let own = [
+        (
+            Program::EniEgress,
+            Ip::new(NAT, OUTSIDE, TCP, ports(TCP, 64, 2)).frame(),
+            "eni_out",
+            "redirect_port",
+        ),
+        (Program::EniIngress, ping(NAT, 0, 64).frame(), "eni_in", "redirect_icmp_reply"),
+        (Program::EniIngress, ping(NAT, 11, 0).frame(), "eni_in", "redirect_icmp_error"),
+        (Program::EniIngress, tcp(NAT, 64).fragment(0x2000).frame(), "eni_in", "redirect_fragment"),
+    ];
+    let expect = |verdict, outcome: Option<&str>| {
+        for (program, frame, prefix, taken) in &own {
+            bench.expect_in(*program, frame, &[], verdict, &format!("{prefix}_{}", outcome.unwrap_or(taken)));
+        }
+    };
+    bench.configure(0, false);
+    expect(NEXT, Some("pass_no_trunk"));
+    bench.configure(7, false);
+    expect(REDIRECT, None); // no heartbeat was ever given
+    bench.programs.keep_alive(Duration::from_secs(60)).expect("a heartbeat");
+    expect(REDIRECT, None);
+    bench.programs.keep_alive(Duration::ZERO).expect("a heartbeat");
+    expect(NEXT, Some("pass_no_trunk"));
 }
 
 #[test]

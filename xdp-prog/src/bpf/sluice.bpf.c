@@ -75,7 +75,8 @@ static __always_inline int eni_xdp(struct xdp_md *ctx, enum layer layer)
 		count(xdp_pass_not_ipv4 + class);
 		return XDP_REDIRECT;
 	}
-	if (config->flags & SLUICE_ON_FAILURE_KERNEL) {
+	/* Echo replies, ICMP errors and fragments may be the node's own, which must not suffer from a dead engine. */
+	if (class > WIRE_PORT || config->flags & SLUICE_ON_FAILURE_KERNEL) {
 		count(xdp_pass_no_socket);
 		return XDP_PASS;
 	}
@@ -102,7 +103,13 @@ struct divert_counters {
 	__u32 done, no_trunk_drop, no_trunk_pass, no_memory;
 };
 
-static __always_inline int engine_is_there(const struct config *config)
+/* Whether what nobody takes goes to the kernel: the operator chose so, or it may be the node's own. */
+static __always_inline int is_open(const struct config *config, int own)
+{
+	return own || config->flags & SLUICE_ON_FAILURE_KERNEL;
+}
+
+static __always_inline int engine_is_there(const struct config *config, int own)
 {
 	__u32 zero = 0;
 	__u64 *until;
@@ -110,7 +117,7 @@ static __always_inline int engine_is_there(const struct config *config)
 	if (!config->trunk_ifindex)
 		return 0;
 	/* Fail closed needs no question: a trunk that nobody reads drops. Only the other choice has to know. */
-	if (!(config->flags & SLUICE_ON_FAILURE_KERNEL))
+	if (!is_open(config, own))
 		return 1;
 	until = bpf_map_lookup_elem(&heartbeat, &zero);
 	return !until || !*until || bpf_ktime_get_ns() < *until;
@@ -122,15 +129,14 @@ static __always_inline long write_source(struct __sk_buff *skb, const __u8 *mac)
 	return bpf_skb_store_bytes(skb, ETH_ALEN, mac, ETH_ALEN, 0);
 }
 
-static __always_inline int divert(struct __sk_buff *skb, const struct config *config, __u8 kind,
+static __always_inline int divert(struct __sk_buff *skb, const struct config *config, __u8 kind, int own,
 				  struct divert_counters counter)
 {
 	__u32 ifindex = skb->ifindex, trunk = config->trunk_ifindex;
 	__u8 tag[ETH_ALEN] = { SLUICE_TAG_PREFIX, kind, ifindex >> 24, ifindex >> 16, ifindex >> 8, ifindex };
 
-	if (!engine_is_there(config))
-		return config->flags & SLUICE_ON_FAILURE_KERNEL ? keep(counter.no_trunk_pass)
-								: drop(counter.no_trunk_drop);
+	if (!engine_is_there(config, own))
+		return is_open(config, own) ? keep(counter.no_trunk_pass) : drop(counter.no_trunk_drop);
 	if (write_source(skb, tag))
 		return drop(counter.no_memory);
 	count(counter.done);
@@ -199,7 +205,7 @@ int sluice_from_pod(struct __sk_buff *skb)
 		return keep(from_pod_pass_multicast);
 	if (is_local(ip.daddr))
 		return keep(from_pod_pass_local);
-	return divert(skb, config, SLUICE_TAG_FROM_POD, counter);
+	return divert(skb, config, SLUICE_TAG_FROM_POD, 0, counter);
 }
 
 /*
@@ -237,7 +243,7 @@ int sluice_to_pod(struct __sk_buff *skb)
 		return drop(to_pod_drop_not_ipv4);
 	if (skb->len < ETH_HLEN + sizeof(struct iphdr))
 		return drop(to_pod_drop_truncated);
-	return divert(skb, config, SLUICE_TAG_TO_POD, counter);
+	return divert(skb, config, SLUICE_TAG_TO_POD, 0, counter);
 }
 
 /* ---- ENI, tc ---- */
@@ -247,7 +253,8 @@ SEC("tc")
 int sluice_eni_egress(struct __sk_buff *skb)
 {
 	struct divert_counters counter = {
-		0, eni_out_drop_no_trunk, eni_out_pass_no_trunk, eni_out_drop_no_memory,
+		/* The node's own is never dropped for want of an engine. */
+		0, eni_out_pass_no_trunk, eni_out_pass_no_trunk, eni_out_drop_no_memory,
 	};
 	struct view view = view_of(skb);
 	struct config *config = configuration();
@@ -263,7 +270,7 @@ int sluice_eni_egress(struct __sk_buff *skb)
 	if (class < SENT_PORT)
 		return keep(class);
 	counter.done = class;
-	return divert(skb, config, SLUICE_TAG_HOST, counter);
+	return divert(skb, config, SLUICE_TAG_HOST, 1, counter);
 }
 
 /* --eni-port=tap: the XDP program's rules, without AF_XDP. */
@@ -286,7 +293,7 @@ int sluice_eni_ingress(struct __sk_buff *skb)
 	if (class < WIRE_POD)
 		return keep(eni_in_pass_not_ipv4 + class);
 	counter.done = eni_in_pass_not_ipv4 + class;
-	return divert(skb, config, SLUICE_TAG_ENI, counter);
+	return divert(skb, config, SLUICE_TAG_ENI, class > WIRE_PORT, counter);
 }
 
 /* ---- trunk: from the engine ---- */

@@ -200,11 +200,10 @@ impl Control {
         }
     }
 
-    /// With on_failure = kernel the programs must know when nobody is there any more.
+    /// The programs must know when nobody is there any more: then the node's own packets with a port of ours pass them
+    /// by, and with on_failure = kernel the pods' as well.
     fn keep_alive(&self) {
-        if self.state.node.on_failure == OnFailure::Kernel
-            && let Err(error) = lock(&self.programs).keep_alive(ALIVE)
-        {
+        if let Err(error) = lock(&self.programs).keep_alive(ALIVE) {
             tracing::warn!(%error, "the sign of life could not be given");
         }
     }
