@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use sluice_tests::lab::{
-    Lab, NODE, NODE_ENI1, PATIENCE, PEER, Seen, Sniffer, connect, greeting, is_open, kill, tcp_peer, within,
+    Lab, NODE, NODE_ENI1, PATIENCE, PEER, Seen, Sniffer, connect, eventually, greeting, is_open, kill,
+    tcp_peer, within,
 };
 
 /// Where the load goes: a port that tells it from everything else.
@@ -147,6 +148,9 @@ fn node_is_well(lab: &Lab) {
     assert_eq!(*lab.within("node", || tcp_peer(None, outside, PEER)).ip(), NODE, "the node -> outside");
     assert_eq!(*lab.within("host-x", || tcp_peer(None, NODE, PEER)).ip(), outside, "outside -> the node");
     lab.sh("host-x", &format!("ping -q -c 2 -i 0.02 -W 1 {NODE} | grep -q ' 2 received'"));
+    // By an identifier of our set, and in fragments, which only a dead engine leaves to the kernel unseen.
+    let ping = format!("ping -q -c 2 -i 0.02 -W 1 -e 2000 -s 4000 {outside} | grep -q ' 2 received'");
+    eventually("the node's pings by an identifier of the set", || lab.try_sh("node", &ping).status.success());
 }
 
 /// Names and inode numbers of everything pinned (the kernel's own `*.debug` apart): a pin that is made again has another number.

@@ -99,8 +99,6 @@ drops! {
     IcmpQuote = "icmp_quote";
     /// It is in the middle of a connection that no flow is known for, and would need translation.
     NoFlow = "no_flow";
-    /// It came to one of Sluice's ports on the node's address and no flow is known for it.
-    NoMapping = "no_mapping";
     /// It came from the wire for an address that is neither a pod's nor the node's.
     NotOurs = "not_ours";
     /// Its TTL was used up; a time-exceeded was sent where the rules allow it.

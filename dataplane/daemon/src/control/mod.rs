@@ -24,7 +24,7 @@ use sluice_bpf::Programs;
 use sluice_io::xsk::{Umem, XskPort};
 use sluice_state::push::PushReply;
 use sluice_state::query::{Finding, TrunkReport, WorkerReport};
-use sluice_state::{Generation, OnFailure, State};
+use sluice_state::{Generation, State};
 
 use crate::host::{Host, Monitor, Neighbours};
 use crate::lock::RunDir;
