@@ -24,7 +24,7 @@ use sluice_bpf::Programs;
 use sluice_io::xsk::{Umem, XskPort};
 use sluice_state::push::PushReply;
 use sluice_state::query::{Finding, TrunkReport, WorkerReport};
-use sluice_state::{Generation, State};
+use sluice_state::{Generation, PortSet, State};
 
 use crate::host::{Host, Monitor, Neighbours};
 use crate::lock::RunDir;
@@ -85,6 +85,8 @@ pub struct Control {
     published: u64,
     host: Host,
     contract: Contract,
+    /// The ports that XDP and tc give to the engine: TCP, UDP, ICMP identifiers.
+    steered: [PortSet; 3],
     plane: Arc<Plane>,
     view: Arc<ArcSwap<View>>,
     programs: Arc<Mutex<Programs>>,

@@ -3,7 +3,7 @@
 //! ```text
 //!  1 what can be refused is refused: findings, nothing changed      4 snapshot swapped, every worker has it
 //!  2 new ENIs are opened                                            5 new pods get their programs and map entries
-//!  3 ports: old and new; gone pods lose their map entries           6 ports: new only; gone ENIs are closed
+//!  3 ports: old and new; gone pods lose their map entries           6 ports: new, and old ones that flows have; gone ENIs are closed
 //! ```
 
 use std::collections::HashMap;
@@ -11,7 +11,9 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use sluice_bpf::Programs;
+use sluice_engine::flow::FlowRecord;
 use sluice_engine::snapshot::{HostFacts, HostLink, Neighbour, Snapshot};
+use sluice_engine::wire::proto;
 use sluice_state::query::{Finding, PodStatus, Report};
 use sluice_state::{Invalid, Mac, OnFailure, PortSet, State};
 
@@ -20,7 +22,7 @@ use crate::clock;
 use crate::expedite::Expedited;
 use crate::host::{Host, Link};
 use crate::plane::Route;
-use crate::ports::{Contract, HostPorts, nothing_left};
+use crate::ports::{Contract, HostPorts, nothing_left, union};
 use crate::settings::Settings;
 use crate::view::View;
 
@@ -64,9 +66,11 @@ impl Control {
         self.published = publication;
         self.state = next;
         self.generation = number;
-        let was = std::mem::replace(&mut self.contract, contract);
+        self.contract = contract;
         self.configure(&mut warnings);
-        self.set_ports(self.contract.union(&was), &mut warnings);
+        // While one contract follows the other, what both give out: no reply is lost in between.
+        let both = union(self.contract.sets(), &self.steered);
+        self.set_ports(both, &mut warnings);
         self.unbind_gone_pods(&mut warnings);
         if !self.plane.publish(snapshot, PATIENCE) {
             warnings.push(format!("not every worker has the state after {} s", PATIENCE.as_secs()));
@@ -74,8 +78,7 @@ impl Control {
         // After a restart the kernel has had the traffic until now, where the operator wants that.
         self.keep_alive();
         self.bind_pods(&mut warnings);
-        let ports = [self.contract.tcp.clone(), self.contract.udp.clone(), self.contract.icmp.clone()];
-        self.set_ports(ports, &mut warnings);
+        self.steer(&mut warnings);
         self.close_gone_enis();
         if !opened.is_empty() {
             self.refresh_neighbours();
@@ -118,6 +121,9 @@ impl Control {
         }
         if contract.same_ports(&self.contract) && self.pod_problems.is_empty() {
             self.contract = contract;
+            let mut warnings = Vec::new();
+            self.steer(&mut warnings);
+            warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
             self.show();
         } else {
             tracing::info!(listeners = contract.report.listeners.len(), "the port contract changed");
@@ -165,9 +171,39 @@ impl Control {
         }
     }
 
-    fn set_ports(&self, [tcp, udp, icmp]: [PortSet; 3], warnings: &mut Vec<String>) {
-        let programs = lock(&self.programs);
-        note(warnings, "setting the ports", programs.set_ports(tcp.words(), udp.words(), icmp.words()));
+    /// Steers to the engine the ports that it gives out, and those that it gave out before and that a flow still has: a
+    /// process of the node that begins to listen on a port must not cut the connections that have it.
+    fn steer(&mut self, warnings: &mut Vec<String>) {
+        let mut ports = self.contract.sets();
+        if ports != self.steered
+            && let Some(primary) = self.state.primary_eni()
+        {
+            let address = primary.address.to_bits();
+            // The host's own connections with their own port find their way past the engine, too.
+            let held = |f: &FlowRecord| f.translated.src() == address && f.translated != f.original;
+            for flow in self.plane.table.flows(clock::monotonic()).filter(held) {
+                let space = match flow.translated.proto() {
+                    proto::TCP => 0,
+                    proto::UDP => 1,
+                    proto::ICMP => 2,
+                    _ => continue,
+                };
+                let port = flow.translated.sport();
+                if self.steered[space].contains(port) {
+                    ports[space].insert(port);
+                }
+            }
+        }
+        if ports != self.steered {
+            self.set_ports(ports, warnings);
+        }
+    }
+
+    fn set_ports(&mut self, ports: [PortSet; 3], warnings: &mut Vec<String>) {
+        let [tcp, udp, icmp] = &ports;
+        let set = lock(&self.programs).set_ports(tcp.words(), udp.words(), icmp.words());
+        note(warnings, "setting the ports", set);
+        self.steered = ports;
     }
 
     /// What the kernel must be told of each pod whose interface is there.

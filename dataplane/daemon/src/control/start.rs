@@ -149,6 +149,7 @@ pub fn start(settings: Settings) -> Result<(Control, Sender<Event>), StartError>
         published: 0,
         host,
         contract,
+        steered: std::array::from_fn(|_| sluice_state::PortSet::default()),
         plane: Arc::clone(&plane),
         view: Arc::new(ArcSwap::from_pointee(View::new(empty_report(&trunk), Vec::new()))),
         programs: Arc::new(Mutex::new(programs)),

@@ -116,15 +116,20 @@ impl Contract {
         (&self.tcp, &self.udp, &self.icmp) == (&other.tcp, &other.udp, &other.icmp)
     }
 
-    /// What both of two contracts give out: in force while one follows the other, so that no reply is lost in between.
+    /// The ports that are given out: TCP, UDP, ICMP identifiers.
     #[must_use]
-    pub fn union(&self, other: &Self) -> [PortSet; 3] {
-        [(&self.tcp, &other.tcp), (&self.udp, &other.udp), (&self.icmp, &other.icmp)].map(|(a, b)| {
-            let mut both = a.clone();
-            b.ranges().into_iter().for_each(|range| both.insert_range(range));
-            both
-        })
+    pub fn sets(&self) -> [PortSet; 3] {
+        [self.tcp.clone(), self.udp.clone(), self.icmp.clone()]
     }
+}
+
+/// What either of two triples of sets has.
+#[must_use]
+pub fn union(mut ports: [PortSet; 3], others: &[PortSet; 3]) -> [PortSet; 3] {
+    for (set, other) in ports.iter_mut().zip(others) {
+        other.ranges().into_iter().for_each(|range| set.insert_range(range));
+    }
+    ports
 }
 
 /// Why a configuration can leave no port on any host: the NodePorts take all of it.
@@ -284,7 +289,7 @@ mod tests {
             contract(&SnatPorts { ranges: vec![range("2000-2009")], exclude: vec![] }, &HostPorts::default());
         let two =
             contract(&SnatPorts { ranges: vec![range("2005-2019")], exclude: vec![] }, &HostPorts::default());
-        assert_eq!(one.union(&two)[0].ranges(), [range("2000-2019")]);
+        assert_eq!(union(one.sets(), &two.sets())[0].ranges(), [range("2000-2019")]);
         assert!(!one.same_ports(&two) && one.same_ports(&one.clone()));
     }
 
