@@ -65,7 +65,7 @@ pub struct Settings {
     pub force_clsact: bool,
     /// Microseconds that a worker polls without a packet before it sleeps. A sleeping worker takes some 40 us longer
     /// for the next packet.
-    #[arg(long, value_name = "US", default_value_t = 60)]
+    #[arg(long, value_name = "US", default_value_t = 40)]
     pub spin_us: u32,
     /// Niceness of the workers, -20 to 19. The kernel's own forwarding runs before every process; a worker that waits its
     /// turn behind them overruns the trunk's queue. Needs CAP_SYS_NICE below 0; without it the report says so.
