@@ -415,7 +415,7 @@ impl<F: Frame> Worker<F> {
         let came = Target::from_word(self.table.flow(matched.id).egress(matched.dir.opposite()));
         let key = parsed.key;
         let current = came.exit(moment.snapshot).is_some_and(|exit| exit.suits(key.dst(), key.src()));
-        if current && !came.yields_to(packet.ingress, opens(parsed)) {
+        if current && !came.yields_to(packet.ingress, open::stance(parsed) == open::Stance::Opens) {
             return End::Done(Verdict::Drop(Drop::Spoof), Some(matched));
         }
         self.orphaned(moment, packet, parsed, matched)
@@ -450,15 +450,6 @@ const fn ttl_of(origin: Origin) -> Ttl {
     match origin {
         Origin::Pod | Origin::Wire => Ttl::Decrement,
         Origin::Kernel | Origin::Host => Ttl::Keep,
-    }
-}
-
-/// Whether a packet can be the first one of its flow.
-fn opens(parsed: &Parsed) -> bool {
-    match parsed.kind {
-        Kind::Tcp { flags } => flags.opens(),
-        Kind::IcmpQuery { reply } => !reply,
-        _ => true,
     }
 }
 

@@ -272,7 +272,7 @@ fn untranslated<'s>(
 
 /// What a packet without a flow says about the connection that it belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Stance {
+pub(super) enum Stance {
     /// It opens one.
     Opens,
     /// It answers an opening.
@@ -283,7 +283,7 @@ enum Stance {
     Stray,
 }
 
-fn stance(parsed: &Parsed) -> Stance {
+pub(super) fn stance(parsed: &Parsed) -> Stance {
     match parsed.kind {
         Kind::Tcp { flags } if flags.rst() => Stance::Stray,
         Kind::Tcp { flags } if flags.opens() => Stance::Opens,
