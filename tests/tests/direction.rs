@@ -11,7 +11,10 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("sluice-io", &["sluice-engine"]),
     ("sluice-bpf", &[]),
     ("sluiced", &["sluice-bpf", "sluice-engine", "sluice-io", "sluice-state"]),
-    ("sluice", &["sluice-engine", "sluice-io", "sluice-state"]),
+    ("sluice-policy", &["sluice-state"]),
+    ("sluice-kube", &["sluice-policy"]),
+    ("sluice-agent", &["sluice-kube", "sluice-policy", "sluice-state"]),
+    ("sluice", &["sluice-engine", "sluice-io", "sluice-kube", "sluice-policy", "sluice-state"]),
     ("sluice-bench", &["sluice-bpf", "sluice-engine", "sluice-io", "sluice-state"]),
     ("sluice-tests", &["sluice-bpf", "sluice-engine", "sluice-io", "sluice-state"]),
 ];

@@ -1,10 +1,15 @@
 //! Numbered changes: what travels over the state socket.
 
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 
+use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
-use crate::{Eni, Nat, Node, Pod, SnatPorts, State, StateError, Timeouts};
+use crate::{
+    Eni, Identity, MasqueradedNodeTraffic, Nat, Node, OnPolicyChange, Pod, PodPolicy, Policy, Rules, Service,
+    Services, SnatPorts, State, StateError, Timeouts,
+};
 
 /// A set of changes that comes into force as a whole or not at all.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -38,6 +43,39 @@ pub enum Op {
     SnatPorts(SnatPorts),
     /// Replaces the timeouts.
     Timeouts(Timeouts),
+    /// Replaces everything about policy.
+    Policy(Box<Policy>),
+    /// Replaces what becomes of live flows when policy changes, and how masqueraded traffic is judged.
+    PolicySettings {
+        /// See [`Policy::on_change`].
+        on_change: OnPolicyChange,
+        /// See [`Policy::masqueraded_node_traffic`].
+        masqueraded_node_traffic: MasqueradedNodeTraffic,
+    },
+    /// Gives addresses an identity.
+    UpsertAddresses(Vec<(Ipv4Addr, u32)>),
+    /// Takes the identity of addresses away; absent is no error.
+    DeleteAddresses(Vec<Ipv4Addr>),
+    /// Adds an identity or replaces the one of its number.
+    UpsertIdentity(Arc<Identity>),
+    /// Removes the identity of this number; absent is no error.
+    DeleteIdentity(u32),
+    /// Adds rules or replaces the ones of their number.
+    UpsertRules(Arc<Rules>),
+    /// Removes the rules of this number; absent is no error.
+    DeleteRules(u32),
+    /// Isolates a pod, or replaces what it has.
+    UpsertPodPolicy(PodPolicy),
+    /// Ends the isolation of the pod with this address; absent is no error.
+    DeletePodPolicy(Ipv4Addr),
+    /// Replaces everything about services.
+    Services(Box<Services>),
+    /// Replaces the service ranges.
+    ServiceCidrs(Vec<Ipv4Net>),
+    /// Adds a service or replaces the one of its name.
+    UpsertService(Arc<Service>),
+    /// Removes the service of this name; absent is no error.
+    DeleteService(String),
 }
 
 impl State {
@@ -58,6 +96,31 @@ impl State {
                 Op::Nat(nat) => next.nat = nat.clone(),
                 Op::SnatPorts(ports) => next.snat_ports = ports.clone(),
                 Op::Timeouts(timeouts) => next.timeouts = timeouts.clone(),
+                Op::Policy(policy) => next.policy = (**policy).clone(),
+                Op::PolicySettings { on_change, masqueraded_node_traffic } => {
+                    next.policy.on_change = *on_change;
+                    next.policy.masqueraded_node_traffic = *masqueraded_node_traffic;
+                }
+                Op::UpsertAddresses(pairs) => {
+                    pairs.iter().for_each(|(address, id)| next.policy.addresses.insert(*address, *id));
+                }
+                Op::DeleteAddresses(gone) => {
+                    gone.iter().for_each(|address| next.policy.addresses.remove(*address));
+                }
+                Op::UpsertIdentity(identity) => {
+                    upsert(&mut next.policy.identities, identity, |i| i.id == identity.id);
+                }
+                Op::DeleteIdentity(id) => next.policy.identities.retain(|i| i.id != *id),
+                Op::UpsertRules(rules) => upsert(&mut next.policy.rules, rules, |r| r.id == rules.id),
+                Op::DeleteRules(id) => next.policy.rules.retain(|r| r.id != *id),
+                Op::UpsertPodPolicy(pod) => upsert(&mut next.policy.pods, pod, |p| p.ip == pod.ip),
+                Op::DeletePodPolicy(ip) => next.policy.pods.retain(|p| p.ip != *ip),
+                Op::Services(services) => next.services = (**services).clone(),
+                Op::ServiceCidrs(cidrs) => next.services.cidrs.clone_from(cidrs),
+                Op::UpsertService(service) => {
+                    upsert(&mut next.services.services, service, |s| s.name == service.name);
+                }
+                Op::DeleteService(name) => next.services.services.retain(|s| s.name != *name),
             }
         }
         next.check().map(|()| next)

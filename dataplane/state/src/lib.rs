@@ -11,9 +11,11 @@ mod generation;
 mod mac;
 mod nat;
 mod node;
+mod policy;
 mod ports;
 pub mod push;
 pub mod query;
+mod service;
 mod timeouts;
 mod validate;
 
@@ -21,7 +23,12 @@ pub use generation::{Generation, Op};
 pub use mac::Mac;
 pub use nat::{Nat, RandomizeSnat};
 pub use node::{Eni, Limits, Node, OnFailure, Pod};
+pub use policy::{
+    Addresses, Identity, MasqueradedNodeTraffic, OnPolicyChange, Peer, PodPolicy, Policy, PortMatch,
+    Protocol, Rule, Rules,
+};
 pub use ports::{PortRange, PortSet, SnatPorts};
+pub use service::{Endpoint, Frontend, Service, Services, WithoutEndpoints};
 pub use timeouts::{Preset, Seconds, Timeouts};
 pub use validate::{Invalid, StateError};
 
@@ -57,6 +64,12 @@ pub struct State {
     /// Sizes of the tables.
     #[serde(default)]
     pub limits: Limits,
+    /// Who may speak to whom.
+    #[serde(default)]
+    pub policy: Policy,
+    /// Services that pods use.
+    #[serde(default)]
+    pub services: Services,
 }
 
 impl Default for State {
@@ -70,6 +83,8 @@ impl Default for State {
             snat_ports: SnatPorts::default(),
             timeouts: Timeouts::default(),
             limits: Limits::default(),
+            policy: Policy::default(),
+            services: Services::default(),
         }
     }
 }

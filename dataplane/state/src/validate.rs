@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{State, VERSION};
 
+mod reach;
+
 /// One thing that is wrong with a state.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{field}: `{value}` {reason}")]
@@ -52,6 +54,8 @@ impl State {
         self.check_enis(&mut findings);
         self.check_pods(&mut findings);
         self.check_nat(&mut findings);
+        reach::check_policy(&self.policy, &mut findings);
+        reach::check_services(&self.services, &mut findings);
         if self.snat_ports.set().is_empty() {
             let ranges = self.snat_ports.ranges.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
             findings.add(

@@ -1,0 +1,2 @@
+//! The control plane of a node.
+#![forbid(unsafe_code)]

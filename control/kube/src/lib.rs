@@ -1,0 +1,2 @@
+//! Kubernetes objects from a directory of manifests.
+#![forbid(unsafe_code)]

@@ -1,0 +1,226 @@
+//! Who may speak to whom, compiled from NetworkPolicies as far as it is the same for every packet.
+//!
+//! An address has an *identity*: a number for all pods that every policy treats alike. An identity lists the *selectors*
+//! that match it: numbers for the peers that policies name. A pod has *rules* for each direction in which a policy isolates
+//! it. So a new pod anywhere in the cluster is one address, a new set of labels one identity, and neither touches a rule.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+
+/// A transport protocol that policies and services name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+    /// SCTP.
+    Sctp,
+}
+
+impl Protocol {
+    /// Its IP protocol number.
+    #[must_use]
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::Tcp => 6,
+            Self::Udp => 17,
+            Self::Sctp => 132,
+        }
+    }
+}
+
+impl std::fmt::Display for Protocol {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "TCP",
+            Self::Udp => "UDP",
+            Self::Sctp => "SCTP",
+        })
+    }
+}
+
+impl std::str::FromStr for Protocol {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.to_ascii_uppercase().as_str() {
+            "TCP" => Ok(Self::Tcp),
+            "UDP" => Ok(Self::Udp),
+            "SCTP" => Ok(Self::Sctp),
+            _ => Err(format!("`{text}` is no protocol: TCP, UDP or SCTP")),
+        }
+    }
+}
+
+/// Everything about policy.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Policy {
+    /// What becomes of live flows when a policy or an identity changes.
+    pub on_change: OnPolicyChange,
+    /// How traffic is judged whose source the kernel has replaced by this node's address (a masqueraded `NodePort`).
+    pub masqueraded_node_traffic: MasqueradedNodeTraffic,
+    /// The identity of each address: every running pod of the cluster that has an address of its own.
+    pub addresses: Addresses,
+    /// The identities.
+    #[serde(rename = "identity")]
+    pub identities: Vec<Arc<Identity>>,
+    /// The rules that pods have.
+    pub rules: Vec<Arc<Rules>>,
+    /// The pods of this node that a policy isolates. A pod that is not here is not isolated.
+    #[serde(rename = "pod")]
+    pub pods: Vec<PodPolicy>,
+}
+
+/// What becomes of live flows when the policy of either end, or the identity of either end's address, changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnPolicyChange {
+    /// They are judged again at their next packet, and revoked when they may no longer be.
+    #[default]
+    Recheck,
+    /// They live on, as under the network policy agent of the VPC CNI.
+    Keep,
+}
+
+/// How traffic from this node's address that the kernel forwards into a pod is judged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MasqueradedNodeTraffic {
+    /// It is allowed, as the VPC CNI has it. Never covers a local pod's own packets.
+    #[default]
+    Allow,
+    /// It is judged as the node's address: an ipBlock has to allow it.
+    Policy,
+}
+
+/// Identities by address, in order of address.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(from = "BTreeMap<Ipv4Addr, u32>", into = "BTreeMap<Ipv4Addr, u32>")]
+pub struct Addresses(Vec<(Ipv4Addr, u32)>);
+
+impl Addresses {
+    /// The pairs, in order of address, each address once.
+    #[must_use]
+    pub fn as_slice(&self) -> &[(Ipv4Addr, u32)] {
+        &self.0
+    }
+
+    /// The identity of an address.
+    #[must_use]
+    pub fn identity(&self, address: Ipv4Addr) -> Option<u32> {
+        self.0.binary_search_by_key(&address, |(a, _)| *a).ok().map(|i| self.0[i].1)
+    }
+
+    /// Gives an address an identity.
+    pub fn insert(&mut self, address: Ipv4Addr, identity: u32) {
+        match self.0.binary_search_by_key(&address, |(a, _)| *a) {
+            Ok(i) => self.0[i].1 = identity,
+            Err(i) => self.0.insert(i, (address, identity)),
+        }
+    }
+
+    /// Takes an address out.
+    pub fn remove(&mut self, address: Ipv4Addr) {
+        if let Ok(i) = self.0.binary_search_by_key(&address, |(a, _)| *a) {
+            self.0.remove(i);
+        }
+    }
+}
+
+impl From<BTreeMap<Ipv4Addr, u32>> for Addresses {
+    fn from(map: BTreeMap<Ipv4Addr, u32>) -> Self {
+        Self(map.into_iter().collect())
+    }
+}
+
+impl From<Addresses> for BTreeMap<Ipv4Addr, u32> {
+    fn from(addresses: Addresses) -> Self {
+        addresses.0.into_iter().collect()
+    }
+}
+
+/// All pods that every policy treats alike.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Identity {
+    /// Its number. Small numbers: the engine indexes by them.
+    pub id: u32,
+    /// The selectors that match it, ascending, each once.
+    #[serde(default)]
+    pub selectors: Vec<u32>,
+}
+
+/// What a pod may take or send in one direction: the union of its rules. Without any rule nothing is allowed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rules {
+    /// Its number.
+    pub id: u32,
+    /// The rules; one that matches is enough.
+    #[serde(default, rename = "rule")]
+    pub rules: Vec<Rule>,
+}
+
+/// One rule: any of its peers on any of its ports.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rule {
+    /// Where it comes from, `namespace/policy ingress[0]`; shown, never interpreted.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub origin: String,
+    /// Who: absent means everybody, an empty list nobody.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peers: Option<Vec<Peer>>,
+    /// Which ports: absent means every protocol and port, an empty list none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ports: Option<Vec<PortMatch>>,
+}
+
+/// Who a rule is about.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Peer {
+    /// Addresses whose identity lists this selector.
+    Selector(u32),
+    /// Addresses in a CIDR but in none of the exceptions; whether they are pods' or not.
+    Block {
+        /// The CIDR.
+        cidr: Ipv4Net,
+        /// Parts of it that this peer does not cover; another peer may.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        except: Vec<Ipv4Net>,
+    },
+}
+
+/// Ports of one protocol, first and last included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PortMatch {
+    /// The protocol.
+    pub protocol: Protocol,
+    /// The first destination port.
+    pub first: u16,
+    /// The last destination port.
+    pub last: u16,
+}
+
+/// A pod of this node that some policy isolates.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PodPolicy {
+    /// The pod's address.
+    pub ip: Ipv4Addr,
+    /// Number of the [`Rules`] for what it takes; absent: it is not isolated in this direction.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ingress: Option<u32>,
+    /// Number of the [`Rules`] for what it sends; absent: it is not isolated in this direction.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub egress: Option<u32>,
+}
