@@ -21,6 +21,7 @@ mod intern;
 mod peers;
 mod pods;
 mod rules;
+mod services;
 #[cfg(test)]
 mod tests;
 mod update;
@@ -29,6 +30,7 @@ use classes::Classes;
 use intern::{Interner, NamedPort};
 use peers::Peers;
 use rules::{PolicyEntry, RulesTable};
+use services::ServiceTable;
 pub use update::{Finding, Update};
 
 type Hashing = foldhash::fast::RandomState;
@@ -88,6 +90,7 @@ pub struct World {
     /// What ports' names stand for, and for how many classes of pods.
     ports: HashMap<PortName, BTreeMap<u16, usize>, Hashing>,
     rules: RulesTable,
+    services: ServiceTable,
     /// What the engine was told: identities of addresses, and what isolates pods.
     assigned: HashMap<Ipv4Addr, u32, Hashing>,
     isolated: HashMap<Ipv4Addr, PodPolicy, Hashing>,
@@ -151,6 +154,7 @@ impl World {
             policy_numbers: Numbers::default(),
             ports: HashMap::default(),
             rules: RulesTable::default(),
+            services: ServiceTable::default(),
             assigned: HashMap::default(),
             isolated: HashMap::default(),
             marks: Marks::default(),
@@ -168,7 +172,8 @@ impl World {
             Change::Upsert(Object::Node(node)) => self.upsert_node(node),
             Change::Upsert(Object::Pod(pod)) => self.upsert_pod(pod),
             Change::Upsert(Object::NetworkPolicy(policy)) => self.upsert_policy(Spec::new(&policy)?),
-            Change::Upsert(Object::Service(_) | Object::EndpointSlice(_)) => {}
+            Change::Upsert(Object::Service(service)) => self.upsert_service(service),
+            Change::Upsert(Object::EndpointSlice(slice)) => self.upsert_slice(slice),
             Change::Delete(id) => self.delete(&id),
         }
         Ok(())
@@ -185,10 +190,14 @@ impl World {
             }
             Kind::Node => {
                 self.nodes.remove(&id.name);
+                if id.name == self.settings.node {
+                    self.mark_all_services();
+                }
             }
             Kind::Pod => self.delete_pod(&id.namespace, &id.name),
             Kind::NetworkPolicy => self.delete_policy(&id.namespace, &id.name),
-            Kind::Service | Kind::EndpointSlice => {}
+            Kind::Service => self.delete_service(&id.namespace, &id.name),
+            Kind::EndpointSlice => self.delete_slice(&id.namespace, &id.name),
         }
     }
 
@@ -206,7 +215,12 @@ impl World {
     }
 
     fn upsert_node(&mut self, node: Node) {
-        self.nodes.insert(node.name.clone(), node);
+        let ours = node.name == self.settings.node;
+        let zone = node.zone.clone();
+        let old = self.nodes.insert(node.name.clone(), node);
+        if ours && old.is_none_or(|old| old.zone != zone) {
+            self.mark_all_services();
+        }
     }
 
     fn upsert_policy(&mut self, spec: Spec) {

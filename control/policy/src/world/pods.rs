@@ -40,6 +40,7 @@ impl World {
             self.takers.entry(address).or_default().push(id);
             self.marks.addresses.insert(address);
         }
+        self.mark_host_ports(&pod);
         self.pods.insert(id, PodEntry { pod, named, class: None });
         self.classify(id);
     }
@@ -62,7 +63,9 @@ impl World {
     fn take_out(&mut self, id: u32) {
         self.declassify(id);
         let Some(entry) = self.pods.get(&id) else { return };
-        let Some(address) = entry.pod.address() else { return };
+        let pod = entry.pod.clone();
+        self.mark_host_ports(&pod);
+        let Some(address) = pod.address() else { return };
         if let Some(takers) = self.takers.get_mut(&address) {
             takers.retain(|other| *other != id);
             if takers.is_empty() {
@@ -70,7 +73,7 @@ impl World {
             }
         }
         self.marks.addresses.insert(address);
-        if let Some(namespace) = self.namespaces.get_mut(&entry.pod.namespace)
+        if let Some(namespace) = self.namespaces.get_mut(&pod.namespace)
             && namespace.local.remove(&id)
         {
             self.marks.subjects.insert(address);

@@ -47,6 +47,7 @@ impl World {
         self.settle_classes();
         let mut ops = self.settle_addresses(&mut findings);
         ops.extend(self.settle_subjects());
+        let services = self.settle_services(&mut findings);
         let (rules, gone_rules) = self.rules.changed();
         let (identities, gone_identities) = self.classes.changed();
         // What others refer to comes first and goes last.
@@ -55,9 +56,10 @@ impl World {
         all.extend(ops);
         all.extend(gone_rules.into_iter().map(Op::DeleteRules));
         all.extend(gone_identities.into_iter().map(Op::DeleteIdentity));
+        all.extend(services);
         if !self.told {
             self.told = true;
-            all = vec![Op::Policy(Box::new(self.policy()))];
+            all = vec![Op::Policy(Box::new(self.policy())), Op::Services(Box::new(self.services()))];
         }
         findings.sort_unstable();
         findings.dedup();
