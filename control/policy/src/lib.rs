@@ -25,4 +25,4 @@ pub use model::{
     Change, ContainerPort, EndpointSlice, Kind, Labels, Namespace, Node, Object, ObjectId, Phase, Pod,
     Service, ServicePort, SliceEndpoint, SlicePort,
 };
-pub use world::{EnforcingMode, Finding, Settings, Update, World};
+pub use world::{Decision, End, EnforcingMode, Finding, Half, Probe, Settings, Update, World};

@@ -17,6 +17,7 @@ use crate::spec::{PortName, Spec};
 use crate::{Change, Kind, Labels, Namespace, Node, Object, ObjectId, Pod, Refusal};
 
 mod classes;
+mod explain;
 mod intern;
 mod peers;
 mod pods;
@@ -27,6 +28,7 @@ mod tests;
 mod update;
 
 use classes::Classes;
+pub use explain::{Decision, End, Half, Probe};
 use intern::{Interner, NamedPort};
 use peers::Peers;
 use rules::{PolicyEntry, RulesTable};
@@ -275,6 +277,18 @@ impl World {
         if self.namespaces.get(name).is_some_and(NamespaceEntry::is_unused) {
             self.namespaces.remove(name);
         }
+    }
+
+    /// Nothing is kept of what has gone.
+    #[cfg(test)]
+    fn is_empty(&self) -> bool {
+        self.namespaces.is_empty()
+            && self.pods.is_empty()
+            && self.takers.is_empty()
+            && self.policies.is_empty()
+            && self.ports.is_empty()
+            && self.peers.is_empty()
+            && self.classes.all.is_empty()
     }
 
     /// The name of this node.

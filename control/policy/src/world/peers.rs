@@ -172,6 +172,12 @@ impl Peers {
         self.changed.push(term);
     }
 
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        let bucket = |b: &Bucket| b.anchored.is_empty() && b.rest.is_empty();
+        self.ids.is_empty() && self.terms.is_empty() && self.own.is_empty() && bucket(&self.wide)
+    }
+
     /// The terms that came or went since this was last asked.
     pub(super) fn changed(&mut self) -> Vec<Arc<Term>> {
         std::mem::take(&mut self.changed)
