@@ -118,8 +118,10 @@ fn apply(world: &mut World, change: Change) -> Result<(), String> {
 }
 
 fn namespace(n: u32) -> Change {
-    let labels =
-        labels(&[("team", &format!("team-{}", n % 10)), ("env", if n % 3 == 0 { "prod" } else { "dev" })]);
+    let labels = labels(&[
+        ("team", &format!("team-{}", n % 10)),
+        ("env", if n.is_multiple_of(3) { "prod" } else { "dev" }),
+    ]);
     Change::Upsert(Object::Namespace(Namespace { name: format!("ns-{n}").into(), labels }))
 }
 
@@ -134,7 +136,7 @@ fn pod(n: u32) -> Pod {
     if workload % 10 == 9 {
         pairs.push(("statefulset.kubernetes.io/pod-name", &name));
     }
-    let number = if workload % 2 == 0 { 8080 } else { 9090 };
+    let number = if workload.is_multiple_of(2) { 8080 } else { 9090 };
     let port = |name: &str, port| ContainerPort {
         name: Some(name.into()),
         protocol: Protocol::Tcp,
@@ -170,8 +172,8 @@ fn policy(n: u32, version: u32) -> Result<Change, String> {
     let policy = policy_from_json(json!({
         "metadata": {"namespace": namespace, "name": format!("policy-{n}")},
         "spec": {
-            "podSelector": if n % 5 == 0 { json!({}) } else { json!({"matchLabels": {"app": app}}) },
-            "policyTypes": if n % 2 == 0 { json!(["Ingress", "Egress"]) } else { json!(["Ingress"]) },
+            "podSelector": if n.is_multiple_of(5) { json!({}) } else { json!({"matchLabels": {"app": app}}) },
+            "policyTypes": if n.is_multiple_of(2) { json!(["Ingress", "Egress"]) } else { json!(["Ingress"]) },
             "ingress": [
                 {"from": [{"podSelector": {"matchLabels": {"app": peer}}}, {"podSelector": {"matchLabels": {"tier": "web"}}}],
                  "ports": [{"port": "http"}, {"port": 443}]},
