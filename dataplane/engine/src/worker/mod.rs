@@ -312,7 +312,7 @@ impl<F: Frame> Worker<F> {
     fn packet(&mut self, moment: Moment<'_>, packet: &mut Packet<F>, stage: &Staged) -> End {
         let parsed = &stage.parsed;
         match parsed.kind {
-            Kind::Tcp { .. } | Kind::Udp | Kind::IcmpQuery { .. } | Kind::Other(_) => {}
+            Kind::Tcp { .. } | Kind::Udp | Kind::Sctp { .. } | Kind::IcmpQuery { .. } | Kind::Other(_) => {}
             Kind::IcmpError => return self.icmp_error(moment, packet, parsed),
             Kind::IcmpOther => return End::drop(Drop::IcmpType),
             // Never without its first fragment's decision.
