@@ -3,6 +3,7 @@
 use crate::frame::Ingress;
 use crate::snapshot::{EniEntry, Link, PodEntry, Snapshot, Unresolved};
 use crate::verdict::Verdict;
+use crate::wire::Ttl;
 
 const KIND_SHIFT: u32 = 28;
 const INDEX: u32 = (1 << KIND_SHIFT) - 1;
@@ -134,6 +135,12 @@ impl Target {
     const fn new(kind: TargetKind, ifindex: u32) -> Self {
         Self((kind as u32) << KIND_SHIFT | ifindex & INDEX)
     }
+}
+
+/// What the engine forwards loses a hop; what the kernel has forwarded or will forward, sends itself or takes itself, does not.
+#[inline]
+pub(super) fn ttl_between(one: Target, other: Target) -> Ttl {
+    if one.is_kernel() || other.is_kernel() { Ttl::Keep } else { Ttl::Decrement }
 }
 
 impl Exit<'_> {
