@@ -62,6 +62,8 @@ pub enum Ingress {
     Host(u32),
     /// It came from the wire: the ENI's interface index.
     Eni(u32),
+    /// The node itself sends it into a pod from an address and port that is a service's endpoint: the index of the host's end of the pod's veth.
+    FromNode(u32),
 }
 
 impl Ingress {
@@ -69,7 +71,7 @@ impl Ingress {
     #[must_use]
     pub fn ifindex(self) -> u32 {
         match self {
-            Self::Pod(i) | Self::ToPod(i) | Self::Host(i) | Self::Eni(i) => i,
+            Self::Pod(i) | Self::ToPod(i) | Self::Host(i) | Self::Eni(i) | Self::FromNode(i) => i,
         }
     }
 }

@@ -16,7 +16,12 @@ impl<F: Frame> Worker<F> {
     #[cold]
     pub(super) fn icmp_error(&mut self, moment: Moment<'_>, packet: &mut Packet<F>, parsed: &Parsed) -> End {
         let snapshot = moment.snapshot;
-        let for_node = matches!(packet.ingress, Ingress::Eni(_)) && snapshot.is_local(parsed.key.dst());
+        // The node's own business, unless it quotes a flow: what is sent to the node, and what the node sends.
+        let for_node = match packet.ingress {
+            Ingress::Eni(_) | Ingress::Pod(_) => snapshot.is_local(parsed.key.dst()),
+            Ingress::FromNode(_) => true,
+            Ingress::ToPod(_) | Ingress::Host(_) => false,
+        };
         let quoted = match wire::icmp::quoted(packet.frame.bytes(), parsed) {
             Ok(quoted) => quoted,
             // What it quotes cannot be ours: the node's kernel judges what is sent to the node.

@@ -160,6 +160,7 @@ fn opening<'s>(snapshot: &'s Snapshot, ingress: Ingress, parsed: &Parsed) -> Ope
     match (ingress, snapshot.link(ingress.ifindex())) {
         (Ingress::Pod(_), Some(Link::Pod(pod))) => from_pod(snapshot, pod, parsed),
         (Ingress::ToPod(_), Some(Link::Pod(pod))) => from_kernel(pod, parsed),
+        (Ingress::FromNode(_), Some(Link::Pod(pod))) => from_node(pod, parsed),
         (Ingress::Host(_), Some(Link::Eni(eni))) => from_host(snapshot, eni, parsed),
         (Ingress::Eni(_), Some(Link::Eni(eni))) => from_wire(snapshot, eni, parsed),
         _ => Opening::Refused(Drop::UnknownInterface),
@@ -209,6 +210,14 @@ fn from_kernel<'s>(pod: &'s PodEntry, parsed: &Parsed) -> Opening<'s> {
         return Opening::Refused(Drop::PodUnreachable);
     }
     untranslated(parsed.key, stance(parsed), Origin::Kernel, Exit::Pod(pod), Exit::KernelPod(pod))
+}
+
+/// What the node itself sends into a pod and no flow is known for is no service's: it goes on as if it had not come by.
+fn from_node<'s>(pod: &'s PodEntry, parsed: &Parsed) -> Opening<'s> {
+    if parsed.key.dst() != pod.ip {
+        return Opening::Refused(Drop::PodUnreachable);
+    }
+    Opening::Stateless(Exit::Pod(pod), Ttl::Keep)
 }
 
 /// What the kernel sends from the node's address with a port that is ours.

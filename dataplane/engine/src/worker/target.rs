@@ -103,7 +103,9 @@ impl Target {
         match ingress {
             Ingress::Pod(ifindex) => self.0 == Self::new(TargetKind::Pod, ifindex).0,
             Ingress::Eni(_) => matches!(self.kind(), TargetKind::Eni),
-            Ingress::ToPod(ifindex) => self.0 == Self::new(TargetKind::KernelPod, ifindex).0,
+            Ingress::ToPod(ifindex) | Ingress::FromNode(ifindex) => {
+                self.0 == Self::new(TargetKind::KernelPod, ifindex).0
+            }
             Ingress::Host(_) => matches!(self.kind(), TargetKind::KernelEni),
         }
     }
@@ -114,7 +116,7 @@ impl Target {
         match ingress {
             Ingress::ToPod(_) | Ingress::Host(_) => opens && self.kind() == TargetKind::Eni,
             Ingress::Eni(_) => opens && self.is_kernel(),
-            Ingress::Pod(_) => false,
+            Ingress::Pod(_) | Ingress::FromNode(_) => false,
         }
     }
 
