@@ -62,7 +62,7 @@ pub enum Ingress {
     Host(u32),
     /// It came from the wire: the ENI's interface index.
     Eni(u32),
-    /// The node itself sends it into a pod from an address and port that is a service's endpoint: the index of the host's end of the pod's veth.
+    /// A process of the node that may be a service's endpoint sent it to a pod: the index of the host's end of the pod's veth.
     FromNode(u32),
 }
 
