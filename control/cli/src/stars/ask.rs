@@ -129,7 +129,8 @@ pub(super) fn status(at: SocketAddr) -> Result<String, Outcome> {
 fn body(answer: &[u8]) -> Option<Result<String, Outcome>> {
     let end = answer.windows(4).position(|w| w == b"\r\n\r\n")?;
     let head = String::from_utf8_lossy(&answer[..end]).to_ascii_lowercase();
-    let length = head.lines().find_map(|line| line.strip_prefix("content-length:")?.trim().parse::<usize>().ok());
+    let length =
+        head.lines().find_map(|line| line.strip_prefix("content-length:")?.trim().parse::<usize>().ok());
     let good = head.split(' ').nth(1) == Some("200");
     let (Some(length), true) = (length, good) else { return Some(Err(Outcome::Broken)) };
     let body = answer.get(end + 4..end + 4 + length)?;

@@ -183,7 +183,8 @@ impl Bed {
     /// Waits until every star has ended so many rounds more than now; the first of them may have begun before.
     fn wait_for_rounds(&self, more: u64, limit: Duration, progress: &Progress) -> Result<()> {
         let deadline = Instant::now() + limit;
-        let round = |who| -> Result<Option<u64>> { Ok(self.status(who)?.ok().and_then(|s| s["round"].as_u64())) };
+        let round =
+            |who| -> Result<Option<u64>> { Ok(self.status(who)?.ok().and_then(|s| s["round"].as_u64())) };
         let mut waited = Vec::new();
         for who in Who::PODS {
             waited.push((who, round(who)?.unwrap_or(0) + more));
@@ -236,8 +237,14 @@ impl Bed {
             )
         })?;
         let link = self.record.topology.pods.iter().find(|link| link.address == pod.ip);
-        let link = link.with_context(|| format!("{} has {}, an address of no pod of the lab", pod.name, pod.ip))?;
-        Ok(Star { netns: link.namespace.clone(), ip: pod.ip, place: link.name.clone(), eni: link.eni.clone() })
+        let link =
+            link.with_context(|| format!("{} has {}, an address of no pod of the lab", pod.name, pod.ip))?;
+        Ok(Star {
+            netns: link.namespace.clone(),
+            ip: pod.ip,
+            place: link.name.clone(),
+            eni: link.eni.clone(),
+        })
     }
 
     fn start(&mut self, binary: &Path, container: &Container, star: &Star) -> Result<()> {
@@ -252,7 +259,9 @@ impl Bed {
             .env("STAR_RECORDS", self.records());
         let child = Netns::open(&star.netns)?.within(|| lab::spawn(&mut command, file))?;
         let process = lab::Process::new(&name, child.id());
-        self.record.processes.push(process.with_context(|| format!("{name} is gone: see {}", log.display()))?);
+        self.record
+            .processes
+            .push(process.with_context(|| format!("{name} is gone: see {}", log.display()))?);
         self.record.write(&self.paths)
     }
 

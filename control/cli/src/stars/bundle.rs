@@ -112,7 +112,9 @@ mod tests {
     fn every_policy_has_a_file_of_its_own() {
         for one in Policy::ALL {
             let (name, text) = policy(one);
-            assert!(name.starts_with(&one.name().to_lowercase()) && text.contains(&format!("# {}:", one.name())));
+            assert!(
+                name.starts_with(&one.name().to_lowercase()) && text.contains(&format!("# {}:", one.name()))
+            );
             assert!(text.contains("kind: NetworkPolicy"));
         }
     }

@@ -161,7 +161,9 @@ impl Who {
     /// The pods whose service it asks, each by its URL.
     pub(super) const fn asks(self) -> &'static [Self] {
         match self {
-            Self::ManagementUi | Self::Frontend | Self::Backend => &[Self::Frontend, Self::Backend, Self::Client],
+            Self::ManagementUi | Self::Frontend | Self::Backend => {
+                &[Self::Frontend, Self::Backend, Self::Client]
+            }
             Self::Client | Self::Visitor => &[Self::Frontend, Self::Backend],
             Self::Node | Self::Browser => &[],
         }
@@ -206,7 +208,13 @@ mod tests {
         (&[(Frontend, Backend)], [true, false, false, true, true]),
         (&[(Client, Frontend), (Visitor, Frontend)], [true, false, false, false, true]),
         (
-            &[(Frontend, Client), (Backend, Frontend), (Backend, Client), (Client, Backend), (Visitor, Backend)],
+            &[
+                (Frontend, Client),
+                (Backend, Frontend),
+                (Backend, Client),
+                (Client, Backend),
+                (Visitor, Backend),
+            ],
             [true, false, false, false, false],
         ),
         (&[(Frontend, Frontend), (Backend, Backend)], [true; 5]),
@@ -231,13 +239,19 @@ mod tests {
             assert!(!allowed(Policies::step(step), Frontend, Backend, 6380), "S{step}");
         }
         assert!(!allowed(Policies::step(4).without(Policy::S3), Frontend, Backend, 6379));
-        assert!(allowed(Policies::of(&[Policy::S4]), Frontend, Backend, 6380), "S4 alone isolates no backend");
+        assert!(
+            allowed(Policies::of(&[Policy::S4]), Frontend, Backend, 6380),
+            "S4 alone isolates no backend"
+        );
     }
 
     #[test]
     fn a_set_says_what_is_in_it() {
         let set = Policies::of(&[Policy::S4, Policy::S1]);
-        assert_eq!((set.to_string().as_str(), serde_json::to_string(&set).unwrap().as_str()), ("S1, S4", r#"["S1","S4"]"#));
+        assert_eq!(
+            (set.to_string().as_str(), serde_json::to_string(&set).unwrap().as_str()),
+            ("S1, S4", r#"["S1","S4"]"#)
+        );
         assert_eq!(Policies::default().to_string(), "none");
         assert_eq!(set.without(Policy::S1), Policies::of(&[Policy::S4]));
     }

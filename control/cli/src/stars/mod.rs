@@ -100,7 +100,8 @@ pub(crate) fn run(stars: &Stars) -> Result<ExitCode> {
 
 /// The page says who may reach whom and changes it: it is for this machine only.
 fn loopback(text: &str) -> Result<SocketAddr, String> {
-    let at = text.parse::<SocketAddr>().map_err(|_| "an address and a port, as in 127.0.0.1:8080".to_owned())?;
+    let at =
+        text.parse::<SocketAddr>().map_err(|_| "an address and a port, as in 127.0.0.1:8080".to_owned())?;
     if at.ip().is_loopback() {
         Ok(at)
     } else {

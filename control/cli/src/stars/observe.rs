@@ -138,7 +138,10 @@ mod tests {
             cell(Who::Frontend, Who::Backend, false, Outcome::Ok),
         ];
         let text = matrix(&cells);
-        let lines: Vec<Vec<_>> = text.lines().map(|line| line.split("  ").filter(|w| !w.is_empty()).map(str::trim).collect()).collect();
+        let lines: Vec<Vec<_>> = text
+            .lines()
+            .map(|line| line.split("  ").filter(|w| !w.is_empty()).map(str::trim).collect())
+            .collect();
         assert_eq!(lines[0], ["FROM \\ TO", "frontend:80", "backend:6379"]);
         assert_eq!(lines[1], ["client", "yes", "no"]);
         assert_eq!(lines[2], ["frontend", "-", "FAIL: ok, not no"]);

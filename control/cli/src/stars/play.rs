@@ -99,7 +99,12 @@ fn acts() -> Vec<Act> {
 ///
 /// # Errors
 /// The lab broke, or the user interrupted.
-pub(super) fn play(bed: &mut Bed, live: LiveFlows, progress: &Progress, show: &dyn Fn(&str)) -> Result<Report> {
+pub(super) fn play(
+    bed: &mut Bed,
+    live: LiveFlows,
+    progress: &Progress,
+    show: &dyn Fn(&str),
+) -> Result<Report> {
     let mut report = Report::default();
     let mut talk = None;
     let acts = acts();
@@ -159,7 +164,8 @@ fn converse(
 
 /// Whatever the order, all four policies come to the same.
 fn same_end(steps: &[Step]) -> Check {
-    let ends: Vec<_> = steps.iter().filter(|step| step.policies == Policies::step(4)).map(|s| &s.cells).collect();
+    let ends: Vec<_> =
+        steps.iter().filter(|step| step.policies == Policies::step(4)).map(|s| &s.cells).collect();
     let same = ends.windows(2).all(|pair| pair[0] == pair[1]);
     Check {
         name: "S4 is the same in either order".into(),

@@ -60,7 +60,9 @@ impl Server {
     /// The address is taken.
     pub(super) fn bind(at: SocketAddr) -> Result<Self> {
         let http = tiny_http::Server::http(at).map_err(|e| {
-            anyhow!("cannot listen on {at}: {e}: give another address with --serve ADDR; port 0 takes a free one")
+            anyhow!(
+                "cannot listen on {at}: {e}: give another address with --serve ADDR; port 0 takes a free one"
+            )
         })?;
         let at = http.server_addr().to_ip().context("the server has no address")?;
         Ok(Self { http, at, token: token()? })
@@ -139,7 +141,12 @@ fn lock(view: &Mutex<View>) -> MutexGuard<'_, View> {
 }
 
 impl Server {
-    fn answer(&self, mut request: Request, view: &Mutex<View>, orders: &Sender<Wanted>) -> std::io::Result<()> {
+    fn answer(
+        &self,
+        mut request: Request,
+        view: &Mutex<View>,
+        orders: &Sender<Wanted>,
+    ) -> std::io::Result<()> {
         let path = request.url().split(['?', '#']).next().unwrap_or_default().to_owned();
         let (status, kind, body) = if !self.is_host(header(&request, "Host")) {
             let words = format!("this server is http://{}/ and goes by no other name\n", self.at);
@@ -191,7 +198,10 @@ impl Server {
     fn order(&self, request: &mut Request) -> Result<Wanted, (u16, String)> {
         let given = header(request, TOKEN).unwrap_or_default();
         if !same(given.as_bytes(), self.token.as_bytes()) {
-            return Err((403, format!("{TOKEN} is missing or wrong: open the address that was printed at the start")));
+            return Err((
+                403,
+                format!("{TOKEN} is missing or wrong: open the address that was printed at the start"),
+            ));
         }
         if let Some(origin) = header(request, "Origin")
             && !self.is_host(origin.strip_prefix("http://"))
@@ -211,7 +221,8 @@ fn same(a: &[u8], b: &[u8]) -> bool {
 }
 
 fn understand(body: &str) -> Result<Wanted, String> {
-    let order: Order = serde_json::from_str(body).map_err(|e| format!("not {{\"policies\": [\"S1\", ...]}}: {e}"))?;
+    let order: Order =
+        serde_json::from_str(body).map_err(|e| format!("not {{\"policies\": [\"S1\", ...]}}: {e}"))?;
     let mut policies = Policies::default();
     for name in &order.policies {
         let found = Policy::ALL.into_iter().find(|policy| policy.name() == name);
@@ -236,8 +247,13 @@ mod tests {
     fn only_its_own_names_are_its_host() {
         let server = server();
         let port = server.at.port();
-        assert!(server.is_host(Some(&format!("127.0.0.1:{port}"))) && server.is_host(Some(&format!("LocalHost:{port}"))));
-        for other in ["evil.example", "127.0.0.1", &format!("evil.example:{port}"), &format!("127.0.0.2:{port}"), ""] {
+        assert!(
+            server.is_host(Some(&format!("127.0.0.1:{port}")))
+                && server.is_host(Some(&format!("LocalHost:{port}")))
+        );
+        for other in
+            ["evil.example", "127.0.0.1", &format!("evil.example:{port}"), &format!("127.0.0.2:{port}"), ""]
+        {
             assert!(!server.is_host(Some(other)), "{other}");
         }
         assert!(!server.is_host(None));
