@@ -49,7 +49,7 @@ impl Browser {
     /// Starts a browser with an empty page.
     ///
     /// # Panics
-    /// There is no Chromium (`make deps-run` installs it), or it does not start.
+    /// There is no Chromium (`make deps-test` installs it), or it does not start.
     #[must_use]
     pub fn start() -> Self {
         let profile = TempDir::new().expect("a directory for the browser's profile");
@@ -192,7 +192,7 @@ impl Browser {
         let read = self.from.read_until(0, &mut message).expect("the pipe from the browser");
         if read == 0 {
             let log = std::fs::read_to_string(self.profile.path().join("log")).unwrap_or_default();
-            panic!("the browser has ended; is the package `chromium` installed (make deps-run)?\n{log}");
+            panic!("the browser has ended; is the package `chromium` installed (make deps-test)?\n{log}");
         }
         message.pop();
         serde_json::from_slice(&message).expect("a message of the protocol")
