@@ -3,5 +3,6 @@
 //! What the tests share is here; the tests themselves are in `tests/`.
 #![forbid(unsafe_code)]
 
+pub mod browser;
 pub mod lab;
 pub mod node;
