@@ -4,4 +4,5 @@
 #![forbid(unsafe_code)]
 
 pub mod lab;
+pub mod networkpolicy;
 pub mod node;
