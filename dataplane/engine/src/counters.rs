@@ -61,6 +61,8 @@ events! {
     FlowsOrphaned = "flows_orphaned";
     /// Flows asked again after a policy change.
     FlowsRechecked = "flows_rechecked";
+    /// Flows that policy allowed once and, after a change, forbade.
+    FlowsRevoked = "flows_revoked";
     /// Translations made (ports given out).
     PortsTaken = "ports_taken";
     /// Full scans for a free port: a destination near exhaustion.

@@ -13,6 +13,7 @@ pub mod counters;
 pub mod flow;
 pub mod frag;
 pub mod frame;
+mod map;
 pub mod nat;
 pub mod policy;
 pub mod random;

@@ -125,8 +125,12 @@ drops! {
     TableContended = "table_contended";
     /// Every port of the set is taken for this destination.
     PortsExhausted = "ports_exhausted";
-    /// A policy denies the flow.
-    PolicyDenied = "policy_denied";
+    /// A policy isolates the sender, and no rule allows what it sends.
+    PolicyEgress = "policy_egress";
+    /// A policy isolates the receiver, and no rule allows what it is sent.
+    PolicyIngress = "policy_ingress";
+    /// As `policy_ingress`, from an address of the VPC that no pod is known for (yet): its identity would have decided.
+    PolicyUnknownPeer = "policy_unknown_peer";
     /// The flow was allowed once, and a changed policy revoked it.
     Revoked = "revoked";
     /// The pod's interface is not there (yet, or any more).

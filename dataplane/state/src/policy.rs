@@ -100,10 +100,10 @@ pub enum MasqueradedNodeTraffic {
     Policy,
 }
 
-/// Identities by address, in order of address.
+/// Identities by address, in order of address. A copy costs nothing until one of the two changes.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(from = "BTreeMap<Ipv4Addr, u32>", into = "BTreeMap<Ipv4Addr, u32>")]
-pub struct Addresses(Vec<(Ipv4Addr, u32)>);
+pub struct Addresses(Arc<Vec<(Ipv4Addr, u32)>>);
 
 impl Addresses {
     /// The pairs, in order of address, each address once.
@@ -121,28 +121,34 @@ impl Addresses {
     /// Gives an address an identity.
     pub fn insert(&mut self, address: Ipv4Addr, identity: u32) {
         match self.0.binary_search_by_key(&address, |(a, _)| *a) {
-            Ok(i) => self.0[i].1 = identity,
-            Err(i) => self.0.insert(i, (address, identity)),
+            Ok(i) => Arc::make_mut(&mut self.0)[i].1 = identity,
+            Err(i) => Arc::make_mut(&mut self.0).insert(i, (address, identity)),
         }
     }
 
     /// Takes an address out.
     pub fn remove(&mut self, address: Ipv4Addr) {
         if let Ok(i) = self.0.binary_search_by_key(&address, |(a, _)| *a) {
-            self.0.remove(i);
+            Arc::make_mut(&mut self.0).remove(i);
         }
+    }
+
+    /// Whether the two are one copy, which tells without a look that nothing has changed.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
     }
 }
 
 impl From<BTreeMap<Ipv4Addr, u32>> for Addresses {
     fn from(map: BTreeMap<Ipv4Addr, u32>) -> Self {
-        Self(map.into_iter().collect())
+        Self(Arc::new(map.into_iter().collect()))
     }
 }
 
 impl From<Addresses> for BTreeMap<Ipv4Addr, u32> {
     fn from(addresses: Addresses) -> Self {
-        addresses.0.into_iter().collect()
+        addresses.0.iter().copied().collect()
     }
 }
 

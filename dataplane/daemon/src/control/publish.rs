@@ -58,7 +58,9 @@ impl Control {
     ) -> Result<Vec<String>, Vec<Invalid>> {
         let facts = facts(&next, &self.host, &contract);
         let publication = self.published + 1;
-        let (snapshot, mut warnings) = Snapshot::compile(&next, &facts, publication)?;
+        let previous = self.plane.snapshot.load_full();
+        let (snapshot, mut warnings) = Snapshot::compile_after(&next, &facts, publication, Some(&previous))?;
+        drop(previous);
         let opened = self.open_new_enis(&next)?;
         if next.limits != self.state.limits && self.generation > 0 {
             warnings.push("limits: the tables have the sizes of the start; restart to change them".into());

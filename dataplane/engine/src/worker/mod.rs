@@ -394,12 +394,15 @@ impl<F: Frame> Worker<F> {
     #[cold]
     fn recheck(&mut self, moment: Moment<'_>, id: FlowId) -> bool {
         let flow = self.table.flow(id);
+        let policy = &moment.snapshot.policy;
         self.counters.add(Event::FlowsRechecked, 1);
-        if moment.snapshot.policy.allows(&flow.original()) {
-            flow.set_policy_generation(moment.snapshot.policy.generation());
+        let judged = open::judged(&flow.original(), &flow.translated());
+        if !policy.rechecks() || moment.snapshot.judge(&judged, flow.origin()).is_ok() {
+            flow.set_policy_generation(policy.generation());
             return true;
         }
         self.local.remove(&self.table, id);
+        self.counters.add(Event::FlowsRevoked, 1);
         false
     }
 

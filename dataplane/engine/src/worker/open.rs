@@ -49,13 +49,12 @@ impl<F: Frame> Worker<F> {
             Opening::Plain(_) | Opening::Translated(_) if !checksum_holds(packet, parsed) => {
                 Err(Drop::BadL4Checksum)
             }
-            Opening::Plain(draft) | Opening::Translated(draft)
-                if !moment.snapshot.policy.allows(&draft.original) =>
-            {
-                Err(Drop::PolicyDenied)
-            }
-            Opening::Plain(draft) => self.insert_plain(moment, &draft, start(packet, parsed)),
-            Opening::Translated(draft) => self.insert_translated(moment, &draft, start(packet, parsed)),
+            Opening::Plain(draft) => judge(moment.snapshot, draft, stance(parsed))
+                .and_then(|draft| self.insert_plain(moment, &draft, start(packet, parsed))),
+            Opening::Translated(draft) => moment
+                .snapshot
+                .judge(&draft.original, draft.origin)
+                .and_then(|()| self.insert_translated(moment, &draft, start(packet, parsed))),
         };
         match matched {
             Ok(matched) => {
@@ -125,6 +124,15 @@ impl<F: Frame> Worker<F> {
 }
 
 impl Draft<'_> {
+    /// Who opened the flow if it is the other way round; none where only one of the ends can be told.
+    fn other_origin(&self) -> Option<Origin> {
+        match self.egress[0] {
+            Exit::Pod(_) if matches!(self.origin, Origin::Pod | Origin::Wire) => Some(Origin::Pod),
+            Exit::Eni(_) if self.origin == Origin::Pod => Some(Origin::Wire),
+            _ => None,
+        }
+    }
+
     fn flow(&self, translated: FlowKey, start: Start, snapshot: &Snapshot) -> NewFlow {
         NewFlow {
             original: self.original,
@@ -135,6 +143,31 @@ impl Draft<'_> {
             policy_generation: snapshot.policy.generation(),
         }
     }
+}
+
+/// What policy judges a flow by: its source before SNAT, its destination after service DNAT.
+pub(super) fn judged(original: &FlowKey, translated: &FlowKey) -> FlowKey {
+    FlowKey::new(original.src(), translated.dst(), original.sport(), translated.dport(), original.proto())
+}
+
+/// Judges a flow that is not translated, and says which way round it is.
+///
+/// Who opened a connection that is under way already nobody knows: the pod that seems to send to a client's port may be the
+/// server. It may be picked up when it may be either way round. That lets no connection come to be which policy denies:
+/// every one begins with a SYN, and a SYN has one direction only.
+fn judge<'s>(snapshot: &Snapshot, draft: Draft<'s>, stance: Stance) -> Result<Draft<'s>, Drop> {
+    let denied = match snapshot.judge(&draft.original, draft.origin) {
+        Ok(()) => return Ok(draft),
+        Err(denied) => denied,
+    };
+    if !matches!(stance, Stance::UnderWay | Stance::Answers) {
+        return Err(denied);
+    }
+    let Some(origin) = draft.other_origin() else { return Err(denied) };
+    let [out, back] = draft.egress;
+    let turned =
+        Draft { original: draft.original.reversed(), origin, egress: [back, out], dir: draft.dir.opposite() };
+    snapshot.judge(&turned.original, turned.origin).map(|()| turned).map_err(|_| denied)
 }
 
 /// Inserts a flow that a packet of direction `dir` opens; one that another worker inserted meanwhile is as good.

@@ -24,7 +24,7 @@ pub(crate) fn counts(input: &Input, drop: Option<Drop>, events: &[Event]) -> BTr
         *counts.entry(event.name()).or_insert(0) += 1;
         flows += match event {
             Event::FlowsOpened => 1,
-            Event::FlowsExpired | Event::FlowsEvicted | Event::FlowsOrphaned => -1,
+            Event::FlowsExpired | Event::FlowsEvicted | Event::FlowsOrphaned | Event::FlowsRevoked => -1,
             _ => 0,
         };
     }

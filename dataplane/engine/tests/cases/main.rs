@@ -12,6 +12,7 @@ mod f_fragments;
 mod g_odd;
 mod h_node;
 mod i_tables;
+mod k_policy;
 mod properties;
 mod recorder;
 mod simulation;
