@@ -9,7 +9,11 @@ pub mod case;
 mod cluster;
 mod naive;
 
+pub mod random;
+
 pub use cluster::{
     Cluster, ContainerPort, Endpoint, Labels, Mutation, Namespace, Node, Party, Phase, Pod, Probe, Unplayable,
 };
 pub use naive::{Halves, evaluate, selects};
+
+pub(crate) use cluster::key;
