@@ -16,6 +16,7 @@ pub(crate) use self::hop::{Hop, HopKind};
 use crate::flow::{FlowKey, Origin, TimeoutsNs};
 use crate::map::Map;
 use crate::policy::{Circumstances, Policy};
+use crate::service::Services;
 use crate::verdict::Drop;
 
 /// What the host says of itself: the kernel's interfaces and neighbours, and the port contract as it came out.
@@ -138,6 +139,8 @@ pub struct Snapshot {
     pub timeouts: TimeoutsNs,
     /// Who may speak to whom.
     pub policy: Policy,
+    /// Where connections to services go.
+    pub services: Services,
     enis: Vec<EniEntry>,
     pods: Vec<PodEntry>,
     links: Vec<LinkIndex>,
@@ -309,21 +312,26 @@ impl Snapshot {
             links[pod.ifindex as usize] = LinkIndex::Pod(i);
             hops[pod.ifindex as usize] = Hop::pod(pod);
         }
-        let local = host
+        let local: Map<u32, ()> = host
             .local
             .iter()
             .map(|a| a.to_bits())
             .chain(enis.iter().map(|e| e.address))
             .map(|address| (address, ()))
             .collect();
-        let nothing = Policy::allow_all();
-        let policy = Policy::compile(state, previous.map_or(&nothing, |previous| &previous.policy), false);
+        let (no_policy, no_services) = (Policy::allow_all(), Services::default());
+        let (services, moved) =
+            previous.map_or(&no_services, |previous| &previous.services).follow(&state.services);
+        // An address that became the node's own, or ceased to be, may come before a service or after it.
+        let moved = moved || previous.is_some_and(|previous| previous.local != local);
+        let policy = Policy::compile(state, previous.map_or(&no_policy, |previous| &previous.policy), moved);
         let snapshot = Self {
             generation,
             snat: primary.map(|i| Snat::new(state.enis[i].address.to_bits(), &state.nat)),
             ports: [Ports::new(&host.tcp), Ports::new(&host.udp), Ports::new(&host.icmp)],
             timeouts: TimeoutsNs::from(&state.timeouts),
             policy,
+            services,
             pod_by_ip: (0u32..).zip(&pods).map(|(i, p)| (p.ip, i)).collect(),
             local,
             neighbours: host
@@ -376,6 +384,10 @@ impl Snapshot {
     /// Why policy forbids it.
     #[inline]
     pub fn judge(&self, key: &FlowKey, origin: Origin) -> Result<(), Drop> {
+        // A pod and its own node may always speak to each other, by way of a service as without one.
+        if origin == Origin::Pod && self.is_local(key.dst()) {
+            return Ok(());
+        }
         let source_is_node = self.is_local(key.src());
         let in_vpc = self.snat.as_ref().is_some_and(|snat| snat.leaves_alone(key.src()));
         let circumstances =

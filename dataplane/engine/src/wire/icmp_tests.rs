@@ -4,7 +4,7 @@ use super::icmp::{quoted, translate};
 use super::*;
 use crate::flow::FlowKey;
 use crate::frame::{GsoKind, Offload};
-use crate::testing::{echo_request, fragments, icmp, icmp_error, raw, read, show, tcp, udp, verify};
+use crate::testing::{echo_request, fragments, icmp, icmp_error, raw, read, sctp, show, tcp, udp, verify};
 use crate::verdict::Drop;
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -275,5 +275,15 @@ proptest! {
                 prop_assert_eq!(again.key.reversed(), to);
             }
         }
+    }
+}
+
+#[test]
+fn a_quoted_sctp_packet_is_translated_with_its_checksum_where_it_is_quoted() {
+    for len in [28, 31, 32, 36, 548] {
+        let sent = sctp("10.0.9.5:5000", "203.0.113.9:53", 0).payload(&[9; 700]).build();
+        let got = translated(&icmp_error(3, 2, Y, N, &sent).quote(len).build(), reply(132).0, reply(132).1);
+        let original = sctp("10.0.1.10:40000", "203.0.113.9:53", 0).payload(&[9; 700]).build();
+        assert_eq!(got, icmp_error(3, 2, Y, A, &original).quote(len).ttl(63).build(), "quote of {len}");
     }
 }

@@ -7,7 +7,7 @@ use crate::frame::{Frame, GsoKind, Offload, Packet};
 use crate::snapshot::{Link, Snapshot};
 use crate::trace::Trace;
 use crate::verdict::{Drop, Verdict};
-use crate::wire::{self, Parsed, Report, Rewrite, TcpFlags, Ttl};
+use crate::wire::{self, Kind, Parsed, Report, Rewrite, TcpFlags, Ttl};
 
 impl<F: Frame> Worker<F> {
     /// Rewrites a packet and sends it on.
@@ -26,6 +26,11 @@ impl<F: Frame> Worker<F> {
         ttl: Ttl,
         matched: Option<Matched>,
     ) -> End {
+        // The checksum of SCTP covers the whole datagram, of which this is a piece.
+        let ports = (rewrite.sport, rewrite.dport) != (parsed.key.sport(), parsed.key.dport());
+        if parsed.is_fragment() && ports && matches!(parsed.kind, Kind::Sctp { .. }) {
+            return End::Done(Verdict::Drop(Drop::UnsupportedProtocol), matched);
+        }
         if ttl == Ttl::Decrement && parsed.ttl <= 1 {
             return End::Tell { reason: Drop::TtlExceeded, report: Report::TimeExceeded, matched };
         }
