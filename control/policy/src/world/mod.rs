@@ -170,7 +170,7 @@ impl World {
     /// The API server would refuse the object. Its last good version stays in force.
     pub fn apply(&mut self, change: Change) -> Result<(), Vec<Refusal>> {
         match change {
-            Change::Upsert(Object::Namespace(namespace)) => self.upsert_namespace(namespace),
+            Change::Upsert(Object::Namespace(namespace)) => self.upsert_namespace(&namespace),
             Change::Upsert(Object::Node(node)) => self.upsert_node(node),
             Change::Upsert(Object::Pod(pod)) => self.upsert_pod(pod),
             Change::Upsert(Object::NetworkPolicy(policy)) => self.upsert_policy(Spec::new(&policy)?),
@@ -203,7 +203,7 @@ impl World {
         }
     }
 
-    fn upsert_namespace(&mut self, namespace: Namespace) {
+    fn upsert_namespace(&mut self, namespace: &Namespace) {
         let mut labels = (*namespace.labels).clone();
         // The API server sees to it that this label is always there.
         labels.insert("kubernetes.io/metadata.name".into(), namespace.name.clone());
