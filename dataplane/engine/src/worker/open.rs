@@ -120,9 +120,8 @@ impl<F: Frame> Worker<F> {
     ) -> Result<Matched, Drop> {
         let aim = draft.aim;
         for _ in 0..PORTS_BESIDE {
-            let above = u64::from(self.random.next_u32()) * (65_536 - 1024) >> 32;
-            let translated =
-                FlowKey::new(aim.src(), aim.dst(), 1024 + above as u16, aim.dport(), aim.proto());
+            let port = 1024 + self.random.below(65_536 - 1024) as u16;
+            let translated = FlowKey::new(aim.src(), aim.dst(), port, aim.dport(), aim.proto());
             let new = draft.flow(translated, start, moment.snapshot);
             match insert(&mut self.local, &self.table, &new, draft.dir, moment.now) {
                 Err(InsertError::ReplyExists) => {}
@@ -247,9 +246,15 @@ fn insert(
 ) -> Result<Matched, InsertError> {
     match local.insert(table, new, now) {
         Ok(id) => Ok(Matched { id, dir, opened: true }),
+        Err(InsertError::ForwardExists(id, found)) if dir == Dir::Forward => {
+            Ok(Matched { id, dir: found, opened: false })
+        }
+        // The packet is a reply of the flow only where that is its key: answers of a service's endpoint have this key, too,
+        // and what the client sends it there has another one.
         Err(InsertError::ForwardExists(id, found)) => {
-            let dir = if dir == Dir::Forward { found } else { found.opposite() };
-            Ok(Matched { id, dir, opened: false })
+            let matched = Matched { id, dir: found.opposite(), opened: false };
+            let same = table.flow(id).key(matched.dir) == new.translated.reversed();
+            if same { Ok(matched) } else { Err(InsertError::ReplyExists) }
         }
         Err(error) => Err(error),
     }
@@ -345,8 +350,9 @@ fn from_host<'s>(snapshot: &'s Snapshot, eni: &'s EniEntry, parsed: &Parsed) -> 
 
 fn from_wire<'s>(snapshot: &'s Snapshot, eni: &'s EniEntry, parsed: &Parsed) -> Opening<'s> {
     let key = parsed.key;
-    // Neither a local pod nor the node itself is out there.
-    if snapshot.pod(key.src()).is_some() || snapshot.is_local(key.src()) {
+    // Neither a local pod nor the node itself is out there, nor a service: who says so wants to be taken for its endpoint.
+    let src = key.src();
+    if snapshot.pod(src).is_some() || snapshot.is_local(src) || snapshot.services.covers(src) {
         return Opening::Refused(Drop::Spoof);
     }
     if let Some(pod) = snapshot.pod(key.dst()) {
