@@ -54,7 +54,7 @@ endpoint = [{ ip = "10.0.1.11", port = 1025 }]
 "#;
 
 const WORKERS: u16 = 2;
-const INGRESSES: [Ingress; 8] = [
+const INGRESSES: [Ingress; 9] = [
     Ingress::Pod(10),
     Ingress::Pod(11),
     Ingress::Pod(12),
@@ -62,7 +62,8 @@ const INGRESSES: [Ingress; 8] = [
     Ingress::Eni(3),
     Ingress::Host(2),
     Ingress::ToPod(12),
-    Ingress::FromNode(10),
+    Ingress::FromNode(12),
+    Ingress::Pod(77),
 ];
 
 /// The same node: whole, with an unknown next hop and a small ENI, with pod A on another interface, random ports and

@@ -14,6 +14,7 @@
 //! Everything is compiled from what the one before was compiled from, so that a change costs what changed.
 
 mod addresses;
+mod intervals;
 mod ports;
 mod rules;
 
@@ -154,7 +155,7 @@ impl Policy {
     #[must_use]
     pub fn egress_allows(&self, key: &FlowKey) -> bool {
         match self.pods.get(&key.src()).and_then(|guard| guard.egress.as_ref()) {
-            Some(rules) => rules.allows(key.dst(), self.identity(key.dst()), key.proto(), key.dport()),
+            Some(rules) => rules.allows(key.dst(), || self.identity(key.dst()), key.proto(), key.dport()),
             None => true,
         }
     }
@@ -164,7 +165,7 @@ impl Policy {
     #[must_use]
     pub fn ingress_allows(&self, key: &FlowKey) -> bool {
         match self.pods.get(&key.dst()).and_then(|guard| guard.ingress.as_ref()) {
-            Some(rules) => rules.allows(key.src(), self.identity(key.src()), key.proto(), key.dport()),
+            Some(rules) => rules.allows(key.src(), || self.identity(key.src()), key.proto(), key.dport()),
             None => true,
         }
     }

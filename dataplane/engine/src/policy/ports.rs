@@ -39,18 +39,7 @@ impl Ports {
 
     #[inline]
     pub(super) fn contains(&self, proto: u8, port: u16) -> bool {
-        let point = point(proto, port);
-        if self.all {
-            return true;
-        }
-        match self.ranges.as_slice() {
-            // A handful is found faster by looking at each.
-            few if few.len() <= 8 => few.iter().any(|(first, last)| (*first..=*last).contains(&point)),
-            many => {
-                let after = many.partition_point(|(first, _)| *first <= point);
-                after > 0 && point <= many[after - 1].1
-            }
-        }
+        self.all || covers(&self.ranges, point(proto, port))
     }
 }
 
@@ -59,10 +48,55 @@ fn merged(mut ranges: Vec<(u32, u32)>) -> Vec<(u32, u32)> {
     let mut merged: Vec<(u32, u32)> = Vec::with_capacity(ranges.len());
     for (first, last) in ranges {
         match merged.last_mut() {
-            // Ports of two protocols never touch: a protocol's last point and the next one's first may, which is harmless.
+            // The last port of one protocol never touches the first of another one that is known.
             Some(open) if first <= open.1.saturating_add(1) => open.1 = open.1.max(last),
             _ => merged.push((first, last)),
         }
     }
     merged
+}
+
+#[inline]
+fn covers(ranges: &[(u32, u32)], point: u32) -> bool {
+    match ranges {
+        // A handful is found faster by looking at each.
+        few if few.len() <= 8 => few.iter().any(|(first, last)| (*first..=*last).contains(&point)),
+        many => {
+            let after = many.partition_point(|(first, _)| *first <= point);
+            after > 0 && point <= many[after - 1].1
+        }
+    }
+}
+
+/// Port classes by number, in one piece of memory however many there are.
+#[derive(Debug)]
+pub(super) struct Classes {
+    /// First, for each class, where its ranges begin and end, or [`Classes::ALL`] twice: everything. Behind them the ranges.
+    words: Vec<(u32, u32)>,
+}
+
+impl Classes {
+    const ALL: (u32, u32) = (u32::MAX, u32::MAX);
+
+    pub(super) fn new(classes: &[Ports]) -> Self {
+        let mut words = vec![(0, 0); classes.len()];
+        for (class, ports) in classes.iter().enumerate() {
+            let begin = words.len() as u32;
+            words.extend_from_slice(&ports.ranges);
+            words[class] = if ports.all { Self::ALL } else { (begin, words.len() as u32) };
+        }
+        Self { words }
+    }
+
+    #[inline]
+    pub(super) fn contains(&self, class: u32, proto: u8, port: u16) -> bool {
+        match self.words.get(class as usize) {
+            None => false,
+            Some(&Self::ALL) => true,
+            Some((begin, end)) => {
+                let ranges = self.words.get(*begin as usize..*end as usize).unwrap_or_default();
+                covers(ranges, point(proto, port))
+            }
+        }
+    }
 }

@@ -9,7 +9,8 @@ use std::sync::Arc;
 
 use sluice_state::{Peer, Rules};
 
-use super::ports::Ports;
+use super::intervals::Intervals;
+use super::ports::{Classes, Ports};
 
 /// Compiled rules.
 #[derive(Debug)]
@@ -23,12 +24,11 @@ pub(super) struct Compiled {
     before: Vec<u32>,
     /// The class of each set bit, in order.
     of_selector: Vec<u32>,
-    /// The first address of each interval, ascending; the first one is 0.
-    starts: Vec<u32>,
+    intervals: Intervals,
     /// The class of each interval.
     of_interval: Vec<u32>,
     /// The classes; the first one is nothing.
-    classes: Vec<Ports>,
+    classes: Classes,
 }
 
 impl Compiled {
@@ -61,7 +61,7 @@ impl Compiled {
                 }
             }
         }
-        let (starts, of_interval) = intervals(&blocks, &mut interner);
+        let (starts, of_interval) = cut(&blocks, &mut interner);
         let words = selectors.keys().max().map_or(0, |highest| *highest as usize / 64 + 1);
         let mut bits = vec![0_u64; words];
         let mut listed: Vec<_> = selectors.into_iter().collect();
@@ -85,9 +85,9 @@ impl Compiled {
             selectors: bits,
             before,
             of_selector,
-            starts,
+            intervals: Intervals::new(&starts),
             of_interval,
-            classes: interner.classes,
+            classes: Classes::new(&interner.classes),
         }
     }
 
@@ -101,12 +101,20 @@ impl Compiled {
         !self.of_selector.is_empty()
     }
 
-    /// Whether a rule matches the other end, with the selectors that its identity lists, on this protocol and port.
+    /// Whether a rule matches the other end on this protocol and port. `identity` gives the selectors that the other end's
+    /// identity lists; it is asked only where a selector can make a difference.
     #[inline]
-    pub(super) fn allows(&self, address: u32, identity: Option<&[u32]>, proto: u8, port: u16) -> bool {
+    pub(super) fn allows<'i>(
+        &self,
+        address: u32,
+        identity: impl FnOnce() -> Option<&'i [u32]>,
+        proto: u8,
+        port: u16,
+    ) -> bool {
         self.everybody.contains(proto, port)
-            || identity.is_some_and(|selectors| self.selectors_allow(selectors, proto, port))
             || self.block_allows(address, proto, port)
+            || self.asks_identity()
+                && identity().is_some_and(|selectors| self.selectors_allow(selectors, proto, port))
     }
 
     #[inline]
@@ -118,25 +126,14 @@ impl Compiled {
                 return false;
             }
             let rank = self.before[word] + (bits & ((1 << bit) - 1)).count_ones();
-            self.class(self.of_selector[rank as usize]).contains(proto, port)
+            self.classes.contains(self.of_selector[rank as usize], proto, port)
         })
     }
 
     #[inline]
     fn block_allows(&self, address: u32, proto: u8, port: u16) -> bool {
-        if self.starts.is_empty() {
-            return false;
-        }
-        let after = self.starts.partition_point(|start| *start <= address);
-        match self.of_interval.get(after.wrapping_sub(1)) {
-            None | Some(0) => false,
-            Some(class) => self.class(*class).contains(proto, port),
-        }
-    }
-
-    #[inline]
-    fn class(&self, class: u32) -> &Ports {
-        &self.classes[class as usize]
+        let class = self.intervals.find(address).and_then(|interval| self.of_interval.get(interval));
+        class.is_some_and(|class| *class != 0 && self.classes.contains(*class, proto, port))
     }
 }
 
@@ -206,7 +203,7 @@ fn without(cidr: &ipnet::Ipv4Net, except: &[ipnet::Ipv4Net]) -> Vec<(u32, u32)> 
 }
 
 /// Cuts ranges with their classes into disjoint intervals that cover everything from 0 on.
-fn intervals(blocks: &[(u32, u32, u32)], interner: &mut Interner) -> (Vec<u32>, Vec<u32>) {
+fn cut(blocks: &[(u32, u32, u32)], interner: &mut Interner) -> (Vec<u32>, Vec<u32>) {
     if blocks.is_empty() {
         return (Vec::new(), Vec::new());
     }

@@ -79,7 +79,7 @@ proptest! {
             for (proto, port) in &probes {
                 for listed in [None, Some(selectors.as_slice())] {
                     prop_assert_eq!(
-                        compiled.allows(address, listed, *proto, *port),
+                        compiled.allows(address, || listed, *proto, *port),
                         naive(&rules, Ipv4Addr::from_bits(address), listed.unwrap_or_default(), *proto, *port),
                         "{} {:?} {}/{}", Ipv4Addr::from_bits(address), listed, port, proto
                     );
