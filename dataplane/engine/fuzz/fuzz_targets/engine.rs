@@ -259,7 +259,7 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
             (0, [ingress, len, tail @ ..]) => {
                 let (bytes, tail) = tail.split_at(usize::from(*len).min(tail.len()));
                 rest = tail;
-                node.put(at, INGRESSES[usize::from(ingress & 7)], bytes.to_vec(), Offload::default());
+                node.put(at, INGRESSES[usize::from(ingress & 15) % INGRESSES.len()], bytes.to_vec(), Offload::default());
             }
             (1 | 2, [ingress, a, b, c, d, tail @ ..]) => {
                 rest = tail;
@@ -283,7 +283,7 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
                         *byte = *value;
                     }
                 }
-                node.put(at, INGRESSES[usize::from(ingress & 7)], frame, offload);
+                node.put(at, INGRESSES[usize::from(ingress & 15) % INGRESSES.len()], frame, offload);
             }
             (3, _) => {
                 if let Some((ingress, frame)) = node.reply() {

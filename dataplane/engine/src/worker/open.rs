@@ -9,7 +9,7 @@ use crate::counters::Event;
 use crate::flow::{Dir, FlowKey, FlowTable, InsertError, Local, NewFlow, Origin, Start};
 use crate::frame::{Frame, Ingress, Packet};
 use crate::nat::Attempt;
-use crate::service::{Backend, Client, Place, second};
+use crate::service::{Backend, Client, second};
 use crate::snapshot::{EniEntry, Link, PodEntry, Snapshot};
 use crate::verdict::Drop;
 use crate::wire::{self, Kind, Parsed, Rewrite, Ttl, proto, sctp};
@@ -25,8 +25,6 @@ pub(super) enum Opening<'s> {
     Translated(Draft<'s>),
     /// No flow: the packet goes on unchanged.
     Stateless(Exit<'s>, Ttl),
-    /// It is for this frontend.
-    Served(&'s PodEntry, &'s Place),
     /// Nothing.
     Refused(Drop),
     /// Nothing, and its sender is told that there is nobody.
@@ -52,10 +50,7 @@ impl<F: Frame> Worker<F> {
     /// A packet that no flow is known for.
     #[cold]
     pub(super) fn open(&mut self, moment: Moment<'_>, packet: &mut Packet<F>, parsed: &Parsed) -> End {
-        let opening = match opening(moment.snapshot, packet.ingress, parsed) {
-            Opening::Served(pod, place) => self.serve(moment, pod, place, parsed),
-            other => other,
-        };
+        let opening = self.opening(moment, packet.ingress, parsed);
         let keep = match &opening {
             Opening::Plain(draft) | Opening::Translated(draft) => draft.keep,
             _ => None,
@@ -63,8 +58,6 @@ impl<F: Frame> Worker<F> {
         let matched = match opening {
             Opening::Refused(reason) => Err(reason),
             Opening::Rejected(reason) => return End::Tell { reason, report: REJECTED, matched: None },
-            // It was served above, and what that leads to is never this.
-            Opening::Served(..) => Err(Drop::ServiceUnknown),
             Opening::Stateless(exit, ttl) => {
                 let rewrite = Rewrite::identity(&parsed.key);
                 return self.forward(moment, packet, parsed, &rewrite, exit, ttl, None);
@@ -90,6 +83,69 @@ impl<F: Frame> Worker<F> {
                 self.carry(moment, packet, parsed, matched)
             }
             Err(reason) => End::drop(reason),
+        }
+    }
+
+    /// Decides what a packet without a flow leads to. VPC CNI's rules are in the branch of the pods.
+    fn opening<'s>(&mut self, moment: Moment<'s>, ingress: Ingress, parsed: &Parsed) -> Opening<'s> {
+        let snapshot = moment.snapshot;
+        match (ingress, snapshot.link(ingress.ifindex())) {
+            (Ingress::Pod(_), Some(Link::Pod(pod))) => self.sent_by_pod(moment, pod, parsed),
+            (Ingress::ToPod(_), Some(Link::Pod(pod))) => from_kernel(pod, parsed),
+            (Ingress::FromNode(_), Some(Link::Pod(pod))) => from_node(pod, parsed),
+            (Ingress::Host(_), Some(Link::Eni(eni))) => from_host(snapshot, eni, parsed),
+            (Ingress::Eni(_), Some(Link::Eni(eni))) => from_wire(snapshot, eni, parsed),
+            _ => Opening::Refused(Drop::UnknownInterface),
+        }
+    }
+
+    fn sent_by_pod<'s>(&mut self, moment: Moment<'s>, pod: &'s PodEntry, parsed: &Parsed) -> Opening<'s> {
+        let snapshot = moment.snapshot;
+        let key = parsed.key;
+        if key.src() != pod.ip {
+            return Opening::Refused(Drop::Spoof);
+        }
+        if is_broadcast(key.dst()) {
+            return Opening::Stateless(Exit::KernelPod(pod), Ttl::Keep);
+        }
+        let local = snapshot.is_local(key.dst());
+        if let Some(place) = snapshot.services.find(&key, local) {
+            return self.serve(moment, pod, place, parsed);
+        }
+        if local {
+            return Opening::Stateless(Exit::KernelPod(pod), Ttl::Keep);
+        }
+        if is_unserved(snapshot, key.dst()) {
+            return Opening::Rejected(Drop::ServiceUnknown);
+        }
+        let stance = stance(parsed);
+        if let Some(peer) = snapshot.pod(key.dst()) {
+            if peer.ip == pod.ip {
+                return Opening::Refused(Drop::Hairpin);
+            }
+            return untranslated(key, stance, Origin::Pod, Exit::Pod(peer), Exit::Pod(pod));
+        }
+        match &snapshot.snat {
+            Some(snat) if snat.translates(key.dst()) => {
+                let Some(eni) = snapshot.egress(snat.address) else {
+                    return Opening::Refused(Drop::NoEgress);
+                };
+                match (parsed.kind, stance) {
+                    (Kind::Other(_) | Kind::Sctp { .. }, _) => Opening::Refused(Drop::UnsupportedProtocol),
+                    (_, Stance::Opens) => Opening::Translated(Draft::new(
+                        key,
+                        Origin::Pod,
+                        [Exit::Eni(eni), Exit::Pod(pod)],
+                        Dir::Forward,
+                    )),
+                    // Which port the connection had is not known, and its peer knows no other.
+                    _ => Opening::Refused(Drop::NoFlow),
+                }
+            }
+            _ => match snapshot.egress(key.src()) {
+                Some(eni) => untranslated(key, stance, Origin::Pod, Exit::Eni(eni), Exit::Pod(pod)),
+                None => Opening::Refused(Drop::NoEgress),
+            },
         }
     }
 
@@ -257,65 +313,6 @@ fn insert(
             if same { Ok(matched) } else { Err(InsertError::ReplyExists) }
         }
         Err(error) => Err(error),
-    }
-}
-
-/// Decides what a packet without a flow leads to. VPC CNI's rules are in the branch of the pods.
-fn opening<'s>(snapshot: &'s Snapshot, ingress: Ingress, parsed: &Parsed) -> Opening<'s> {
-    match (ingress, snapshot.link(ingress.ifindex())) {
-        (Ingress::Pod(_), Some(Link::Pod(pod))) => from_pod(snapshot, pod, parsed),
-        (Ingress::ToPod(_), Some(Link::Pod(pod))) => from_kernel(pod, parsed),
-        (Ingress::FromNode(_), Some(Link::Pod(pod))) => from_node(pod, parsed),
-        (Ingress::Host(_), Some(Link::Eni(eni))) => from_host(snapshot, eni, parsed),
-        (Ingress::Eni(_), Some(Link::Eni(eni))) => from_wire(snapshot, eni, parsed),
-        _ => Opening::Refused(Drop::UnknownInterface),
-    }
-}
-
-fn from_pod<'s>(snapshot: &'s Snapshot, pod: &'s PodEntry, parsed: &Parsed) -> Opening<'s> {
-    let key = parsed.key;
-    if key.src() != pod.ip {
-        return Opening::Refused(Drop::Spoof);
-    }
-    if is_broadcast(key.dst()) {
-        return Opening::Stateless(Exit::KernelPod(pod), Ttl::Keep);
-    }
-    let local = snapshot.is_local(key.dst());
-    if let Some(place) = snapshot.services.find(&key, local) {
-        return Opening::Served(pod, place);
-    }
-    if local {
-        return Opening::Stateless(Exit::KernelPod(pod), Ttl::Keep);
-    }
-    if is_unserved(snapshot, key.dst()) {
-        return Opening::Rejected(Drop::ServiceUnknown);
-    }
-    let stance = stance(parsed);
-    if let Some(peer) = snapshot.pod(key.dst()) {
-        if peer.ip == pod.ip {
-            return Opening::Refused(Drop::Hairpin);
-        }
-        return untranslated(key, stance, Origin::Pod, Exit::Pod(peer), Exit::Pod(pod));
-    }
-    match &snapshot.snat {
-        Some(snat) if snat.translates(key.dst()) => {
-            let Some(eni) = snapshot.egress(snat.address) else { return Opening::Refused(Drop::NoEgress) };
-            match (parsed.kind, stance) {
-                (Kind::Other(_) | Kind::Sctp { .. }, _) => Opening::Refused(Drop::UnsupportedProtocol),
-                (_, Stance::Opens) => Opening::Translated(Draft::new(
-                    key,
-                    Origin::Pod,
-                    [Exit::Eni(eni), Exit::Pod(pod)],
-                    Dir::Forward,
-                )),
-                // Which port the connection had is not known, and its peer knows no other.
-                _ => Opening::Refused(Drop::NoFlow),
-            }
-        }
-        _ => match snapshot.egress(key.src()) {
-            Some(eni) => untranslated(key, stance, Origin::Pod, Exit::Eni(eni), Exit::Pod(pod)),
-            None => Opening::Refused(Drop::NoEgress),
-        },
     }
 }
 
