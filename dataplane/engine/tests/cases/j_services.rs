@@ -315,6 +315,17 @@ fn j11_fragments_of_a_datagram_to_a_service() {
     let back = reassemble(&back).unwrap();
     assert_eq!(verify(&back), Ok(()));
     assert_eq!(show(&back), "10.96.0.10:80>10.0.1.10:40000 udp ttl 63 len 4000");
+    // The node's own answers come in pieces, too.
+    w.reload(|state, _| put(state, service(Protocol::Udp, "10.96.0.11:80", &["10.0.9.5:5353"])));
+    w.pass(POD_A, udp("10.0.1.10:40000", "10.96.0.11:80"), KERNEL_A, &[FlowsOpened]);
+    for (id, port, source) in [(4, 40_000, "10.96.0.11:80"), (5, 50_000, "10.0.9.5:5353")] {
+        let reply = udp("10.0.9.5:5353", &format!("10.0.1.10:{port}")).payload(&[6; 4000]).id(id).build();
+        let pieces = fragments(&reply, 1480);
+        let back: Vec<_> = pieces.into_iter().map(|p| w.pass(NODE_A, p, TO_A, &[])).collect();
+        let back = reassemble(&back).unwrap();
+        assert_eq!(show(&back), format!("{source}>10.0.1.10:{port} udp ttl 64 len 4000"));
+        assert_eq!(verify(&back), Ok(()));
+    }
     // Those of a refused one end as it does.
     let nobody = udp("10.0.1.10:40000", "10.96.0.10:81").payload(&[5; 3000]).id(10).build();
     let pieces = fragments(&nobody, 1480);
@@ -412,6 +423,9 @@ fn j14_policy_sees_the_endpoint_and_its_port() {
     w.dropped(POD_C, syn("10.0.2.20:40000", "10.96.0.10:8888"), Drop::PolicyIngress, &[]);
     // Its own node's port is no way around.
     w.dropped(POD_B, syn("10.0.1.11:40000", "10.0.9.5:30080"), Drop::PolicyIngress, &[]);
+    // Nor is a service whose endpoint somebody wrote to be that port.
+    w.reload(|state, _| put(state, service(Protocol::Tcp, "10.96.0.15:80", &["10.0.9.5:30080"])));
+    w.told(POD_B, syn("10.0.1.11:40000", "10.96.0.15:80"), Drop::ServiceNoEndpoints, TO_B, &[]);
     w.pass(POD_A, udp("10.0.1.10:40000", "10.96.0.12:5300"), ENI0, &[FlowsOpened]);
     w.dropped(POD_A, udp("10.0.1.10:40000", "10.96.0.13:53"), Drop::PolicyEgress, &[]);
     assert_eq!(w.flows().len(), 2);
