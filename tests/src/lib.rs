@@ -3,5 +3,7 @@
 //! What the tests share is here; the tests themselves are in `tests/`.
 #![forbid(unsafe_code)]
 
+pub mod cluster;
+pub mod kube_proxy;
 pub mod lab;
 pub mod node;
