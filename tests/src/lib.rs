@@ -4,5 +4,7 @@
 #![forbid(unsafe_code)]
 
 pub mod browser;
+pub mod conformance;
 pub mod lab;
+pub mod networkpolicy;
 pub mod node;

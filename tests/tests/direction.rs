@@ -12,7 +12,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("sluice-bpf", &[]),
     ("sluiced", &["sluice-bpf", "sluice-engine", "sluice-io", "sluice-state"]),
     ("sluice-policy", &["sluice-state"]),
-    ("sluice-kube", &["sluice-policy"]),
+    ("sluice-kube", &["sluice-policy", "sluice-state"]),
     ("sluice-agent", &["sluice-kube", "sluice-policy", "sluice-state"]),
     ("sluice", &["sluice-engine", "sluice-io", "sluice-kube", "sluice-policy", "sluice-state"]),
     ("sluice-star", &[]),

@@ -5,6 +5,7 @@
 
 mod frames;
 mod netns;
+mod push;
 mod sniff;
 mod stats;
 mod talk;
@@ -21,6 +22,7 @@ use serde_json::Value;
 
 pub use frames::{ETHERTYPE_ARP, Sender, mac};
 pub use netns::within;
+pub use push::Pusher;
 pub use sniff::{Seen, Sniffer};
 pub use stats::{Delta, Stats};
 pub use talk::{
