@@ -118,9 +118,9 @@ pub fn mutation(random: &mut Random, cluster: &Cluster) -> Mutation {
     let pod_name = |pod: &Pod| format!("{}/{}", pod.namespace, pod.name);
     let pods: Vec<&Pod> = cluster.pods.iter().collect();
     match random.below(12) {
-        0 if !pods.is_empty() => Mutation::DeletePod { pod: pod_name(random.pick(&pods)) },
+        0 if !pods.is_empty() => Mutation::DeletePod { pod: pod_name(random.pick::<&Pod>(&pods)) },
         1 | 2 if !pods.is_empty() => {
-            Mutation::SetPodLabels { pod: pod_name(random.pick(&pods)), labels: labels(random) }
+            Mutation::SetPodLabels { pod: pod_name(random.pick::<&Pod>(&pods)), labels: labels(random) }
         }
         3 if pods.iter().any(|p| !p.host_network) => {
             let own: Vec<_> = pods.into_iter().filter(|p| !p.host_network).collect();
@@ -219,8 +219,9 @@ fn endpoint(random: &mut Random, cluster: &Cluster) -> Endpoint {
 
 /// A valid policy in one of the cluster's namespaces; of few names, so that some replace others.
 fn policy(random: &mut Random, cluster: &Cluster) -> NetworkPolicy {
-    let types: Option<&[&str]> =
-        *random.pick(&[None, Some(&[]), Some(&["Ingress"]), Some(&["Egress"]), Some(&["Ingress", "Egress"])]);
+    const TYPES: [Option<&[&str]>; 5] =
+        [None, Some(&[]), Some(&["Ingress"]), Some(&["Egress"]), Some(&["Ingress", "Egress"])];
+    let types = *random.pick(&TYPES);
     NetworkPolicy {
         metadata: ObjectMeta {
             namespace: Some(random.pick(&cluster.namespaces).name.clone()),

@@ -31,7 +31,7 @@ vpc_cidrs = ["10.0.0.0/16"]
 "#;
 
 const WORKERS: u16 = 2;
-const INGRESSES: [Ingress; 8] = [
+const INGRESSES: [Ingress; 9] = [
     Ingress::Pod(10),
     Ingress::Pod(11),
     Ingress::Pod(12),
@@ -39,6 +39,7 @@ const INGRESSES: [Ingress; 8] = [
     Ingress::Eni(3),
     Ingress::Host(2),
     Ingress::ToPod(12),
+    Ingress::FromNode(12),
     Ingress::Pod(77),
 ];
 
