@@ -21,6 +21,8 @@ struct Line {
 enum Command {
     /// The engine in memory: nanoseconds per packet, new flows, expiry, checksum, parse
     Engine(commands::engine::Arguments),
+    /// The first packet's policy: sorted intervals beside a longest-prefix trie
+    Policy(commands::policy::Arguments),
     /// The node's whole path in a lab: Sluice, kernel forwarding, nft and iptables in turn
     Forwarding(commands::forwarding::Arguments),
 }
@@ -28,6 +30,7 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Line::parse().command {
         Command::Engine(arguments) => commands::engine::run(&arguments),
+        Command::Policy(arguments) => commands::policy::run(&arguments),
         Command::Forwarding(arguments) => commands::forwarding::run(&arguments),
     };
     match result {

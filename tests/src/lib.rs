@@ -3,5 +3,10 @@
 //! What the tests share is here; the tests themselves are in `tests/`.
 #![forbid(unsafe_code)]
 
+pub mod browser;
+pub mod cluster;
+pub mod conformance;
+pub mod kube_proxy;
 pub mod lab;
+pub mod networkpolicy;
 pub mod node;

@@ -12,9 +12,10 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("sluice-bpf", &[]),
     ("sluiced", &["sluice-bpf", "sluice-engine", "sluice-io", "sluice-state"]),
     ("sluice-policy", &["sluice-state"]),
-    ("sluice-kube", &["sluice-policy"]),
+    ("sluice-kube", &["sluice-policy", "sluice-state"]),
     ("sluice-agent", &["sluice-kube", "sluice-policy", "sluice-state"]),
     ("sluice", &["sluice-engine", "sluice-io", "sluice-kube", "sluice-policy", "sluice-state"]),
+    ("sluice-star", &[]),
     ("sluice-bench", &["sluice-bpf", "sluice-engine", "sluice-io", "sluice-state"]),
     ("sluice-tests", &["sluice-bpf", "sluice-engine", "sluice-io", "sluice-state"]),
 ];

@@ -153,11 +153,11 @@ fn the_conversations_of_both_sockets_are_spoken_by_the_code() {
     assert_eq!(hellos, 2);
 }
 
-/// Paths of all leaves, `eni[].name`; a list of plain values is a leaf.
+/// Paths of all leaves, `eni[].name`; a list of plain values is a leaf, and so is a table by address.
 fn collect(value: &serde_json::Value, path: &str, into: &mut Vec<String>) {
     use serde_json::Value::{Array, Object};
     match value {
-        Object(fields) => {
+        Object(fields) if !fields.keys().any(|key| key.parse::<std::net::Ipv4Addr>().is_ok()) => {
             for (name, value) in fields {
                 let dot = if path.is_empty() { "" } else { "." };
                 collect(value, &format!("{path}{dot}{name}"), into);

@@ -117,3 +117,14 @@ pub struct Link {
     /// The pod's address (anything else from this interface is a spoof), or the ENI's primary one.
     pub ip: Ipv4Addr,
 }
+
+/// An address, port and protocol at which something serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Endpoint {
+    /// The address; where it is said so, the unspecified one stands for any address of the node.
+    pub address: Ipv4Addr,
+    /// The port.
+    pub port: u16,
+    /// The IP protocol's number.
+    pub protocol: u8,
+}

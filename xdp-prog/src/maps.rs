@@ -6,15 +6,17 @@ use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
 use std::net::Ipv4Addr;
 use std::os::fd::RawFd;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use libbpf_rs::{MapCore, MapFlags, MapHandle};
 use nix::time::{ClockId, clock_gettime};
 
 use crate::shared::{
-    LINK_ENI, LINK_POD, MAX_QUEUES, MAX_SLOTS, ON_FAILURE_KERNEL, PORTS_ICMP, PORTS_TCP, PORTS_UDP, TABLE,
+    HAS_FRONTENDS, LINK_ENI, LINK_POD, MAX_QUEUES, MAX_SLOTS, ON_FAILURE_KERNEL, PORTS_ICMP, PORTS_TCP,
+    PORTS_UDP, TABLE,
 };
-use crate::{BpfError, Config, Link, LinkKind, Programs};
+use crate::{BpfError, Config, Endpoint, Link, LinkKind, Programs};
 
 /// A map and the name to complain about it with.
 #[derive(Debug)]
@@ -49,6 +51,35 @@ impl Map {
     }
 }
 
+/// A map of which only the keys count, and what is in it as far as this process knows.
+#[derive(Debug)]
+struct Keys<const N: usize> {
+    map: Map,
+    present: Mutex<Option<BTreeSet<[u8; N]>>>,
+}
+
+impl<const N: usize> Keys<N> {
+    fn of(map: Map) -> Self {
+        Self { map, present: Mutex::new(None) }
+    }
+
+    /// Makes the wanted keys the ones that it has. Those that stay are never missing, and what is new is there before what
+    /// is gone goes. The map is read once, for what an earlier process left, and again after a failure.
+    fn set(&self, wanted: &BTreeSet<[u8; N]>) -> Result<(), BpfError> {
+        let mut known = self.present.lock().unwrap_or_else(PoisonError::into_inner);
+        let present =
+            known.take().unwrap_or_else(|| self.map.handle.keys().map(|key| array(&key, 0)).collect());
+        for key in wanted.difference(&present) {
+            self.map.put(key, &1u32.to_ne_bytes())?;
+        }
+        for key in present.difference(wanted) {
+            self.map.take(key)?;
+        }
+        *known = Some(wanted.clone());
+        Ok(())
+    }
+}
+
 /// Every map of the object.
 #[derive(Debug)]
 pub(crate) struct Maps {
@@ -56,7 +87,9 @@ pub(crate) struct Maps {
     heartbeat: Map,
     links: Map,
     pods: Map,
-    local_addrs: Map,
+    local_addrs: Keys<4>,
+    frontends: Keys<8>,
+    node_endpoints: Keys<8>,
     ports: Map,
     xsks: Map,
     counters: Map,
@@ -72,7 +105,9 @@ impl Maps {
             heartbeat: map("heartbeat")?,
             links: map("links")?,
             pods: map("pods")?,
-            local_addrs: map("local_addrs")?,
+            local_addrs: Keys::of(map("local_addrs")?),
+            frontends: Keys::of(map("frontends")?),
+            node_endpoints: Keys::of(map("node_endpoints")?),
             ports: map("ports")?,
             xsks: map("xsks")?,
             counters: map("counters")?,
@@ -162,6 +197,14 @@ fn decode_link(bytes: &[u8]) -> Option<Link> {
     Some(Link { kind, mac: array(bytes, 0), peer_mac: array(bytes, 6), ip })
 }
 
+fn encode_endpoint(endpoint: &Endpoint) -> [u8; 8] {
+    let mut bytes = [0; 8];
+    bytes[0..4].copy_from_slice(&endpoint.address.octets());
+    bytes[4..6].copy_from_slice(&endpoint.port.to_be_bytes());
+    bytes[6] = endpoint.protocol;
+    bytes
+}
+
 fn socket_key(slot: u16, queue: u32) -> Result<[u8; 4], BpfError> {
     let slot = u32::from(slot);
     if slot >= MAX_SLOTS {
@@ -182,7 +225,8 @@ impl Programs {
         let mut raw = RawConfig::read(&self.maps.config)?;
         raw.nat_ip = config.nat_ip.octets();
         raw.trunk_ifindex = config.trunk_ifindex;
-        raw.flags = if config.on_failure_kernel { ON_FAILURE_KERNEL } else { 0 };
+        raw.flags &= !ON_FAILURE_KERNEL;
+        raw.flags |= if config.on_failure_kernel { ON_FAILURE_KERNEL } else { 0 };
         raw.write(&self.maps.config)
     }
 
@@ -316,16 +360,44 @@ impl Programs {
     /// # Errors
     /// [`BpfError::Map`].
     pub fn set_local_addresses(&self, addresses: &[Ipv4Addr]) -> Result<(), BpfError> {
-        let map = &self.maps.local_addrs;
-        let wanted: BTreeSet<[u8; 4]> = addresses.iter().map(Ipv4Addr::octets).collect();
-        let present: BTreeSet<[u8; 4]> = map.handle.keys().map(|key| array(&key, 0)).collect();
-        for address in wanted.difference(&present) {
-            map.put(address, &1u32.to_ne_bytes())?;
+        let wanted = addresses.iter().map(Ipv4Addr::octets).collect();
+        self.maps.local_addrs.set(&wanted)
+    }
+
+    /// Says which of the node's addresses and ports are services for pods: what a pod sends there is the engine's. The
+    /// unspecified address stands for any of the node's. Only what changed is written.
+    ///
+    /// # Errors
+    /// [`BpfError::Map`].
+    pub fn set_frontends(&self, frontends: &BTreeSet<Endpoint>) -> Result<(), BpfError> {
+        let wanted: BTreeSet<[u8; 8]> = frontends.iter().map(encode_endpoint).collect();
+        // With the first one a fragment may be a service's, until the last one is gone.
+        if !wanted.is_empty() {
+            self.set_flag(HAS_FRONTENDS, true)?;
         }
-        for address in present.difference(&wanted) {
-            map.take(address)?;
+        self.maps.frontends.set(&wanted)?;
+        self.set_flag(HAS_FRONTENDS, !wanted.is_empty())
+    }
+
+    /// Says which addresses and ports of the node itself are services' endpoints: what the node sends from there into a pod
+    /// is the engine's. Only what changed is written.
+    ///
+    /// # Errors
+    /// [`BpfError::Map`].
+    pub fn set_node_endpoints(&self, endpoints: &BTreeSet<Endpoint>) -> Result<(), BpfError> {
+        let address_of = |endpoint: &Endpoint| Endpoint { port: 0, protocol: 0, ..*endpoint };
+        let wanted = endpoints.iter().flat_map(|e| [encode_endpoint(e), encode_endpoint(&address_of(e))]);
+        self.maps.node_endpoints.set(&wanted.collect())
+    }
+
+    fn set_flag(&self, flag: u32, on: bool) -> Result<(), BpfError> {
+        let mut raw = RawConfig::read(&self.maps.config)?;
+        let flags = if on { raw.flags | flag } else { raw.flags & !flag };
+        if flags == raw.flags {
+            return Ok(());
         }
-        Ok(())
+        raw.flags = flags;
+        raw.write(&self.maps.config)
     }
 
     /// Gives an AF_XDP socket the frames of one queue of an ENI. The kernel forgets it when the socket is closed.

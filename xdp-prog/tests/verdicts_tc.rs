@@ -141,7 +141,6 @@ fn a_pods_packets_are_the_engines_except_what_the_kernel_must_have() {
     }
     for to in [NAT, NODE_LOCAL] {
         end(&from(to, UDP).frame(), NEXT, "from_pod_pass_local");
-        end(&from(to, UDP).fragment(0x0003).frame(), NEXT, "from_pod_pass_local");
     }
 
     for source in [OUTSIDE, NAT, Ipv4Addr::UNSPECIFIED, Ipv4Addr::new(10, 0, 1, 11)] {

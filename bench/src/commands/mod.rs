@@ -2,6 +2,7 @@
 
 pub(crate) mod engine;
 pub(crate) mod forwarding;
+pub(crate) mod policy;
 
 use std::path::Path;
 

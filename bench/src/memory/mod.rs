@@ -5,6 +5,7 @@
 //! the engine rather than about the CPU.
 
 pub mod path;
+pub mod policy;
 pub mod reference;
 pub mod report;
 pub mod run;

@@ -57,10 +57,12 @@ events! {
     FlowsExpired = "flows_expired";
     /// Flows given up before their time for a new one: not open yet, or closed already.
     FlowsEvicted = "flows_evicted";
-    /// Flows removed because an end of theirs is gone.
+    /// Flows removed because an end of theirs is gone, or is another one for who asks anew: a service's endpoint.
     FlowsOrphaned = "flows_orphaned";
     /// Flows asked again after a policy change.
     FlowsRechecked = "flows_rechecked";
+    /// Flows that policy allowed once and, after a change, forbade.
+    FlowsRevoked = "flows_revoked";
     /// Translations made (ports given out).
     PortsTaken = "ports_taken";
     /// Full scans for a free port: a destination near exhaustion.

@@ -62,6 +62,8 @@ pub enum Ingress {
     Host(u32),
     /// It came from the wire: the ENI's interface index.
     Eni(u32),
+    /// A process of the node that may be a service's endpoint sent it to a pod: the index of the host's end of the pod's veth.
+    FromNode(u32),
 }
 
 impl Ingress {
@@ -69,7 +71,7 @@ impl Ingress {
     #[must_use]
     pub fn ifindex(self) -> u32 {
         match self {
-            Self::Pod(i) | Self::ToPod(i) | Self::Host(i) | Self::Eni(i) => i,
+            Self::Pod(i) | Self::ToPod(i) | Self::Host(i) | Self::Eni(i) | Self::FromNode(i) => i,
         }
     }
 }

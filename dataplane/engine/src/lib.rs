@@ -5,17 +5,19 @@
 //! per packet: all of that are arguments, so that every behaviour, every timeout included, is a plain deterministic test.
 //!
 //! ```text
-//! packets in -> parse all -> hash all, prefetch -> match -> (new: policy, NAT, insert) -> rewrite -> packets out
-//!                 wire/         flow/               flow/     policy/ nat/                 wire/
+//! packets in -> parse all -> hash all, prefetch -> match -> (new: service, policy, NAT, insert) -> rewrite -> out
+//!                 wire/         flow/               flow/     service/ policy/ nat/                wire/
 //! ```
 
 pub mod counters;
 pub mod flow;
 pub mod frag;
 pub mod frame;
+mod map;
 pub mod nat;
 pub mod policy;
 pub mod random;
+pub mod service;
 pub mod snapshot;
 pub mod trace;
 pub mod verdict;

@@ -83,11 +83,11 @@ drops! {
     BadL4Checksum = "bad_l4_checksum";
     /// A combination of TCP flags that no stack sends: none, SYN+FIN, SYN+RST, FIN without ACK.
     TcpFlags = "tcp_flags";
-    /// The source address is not the pod's.
+    /// The source address is not the pod's; from the wire, it is a local pod's, the node's, or one of the service range.
     Spoof = "spoof";
     /// The interface it came from belongs to no pod and no ENI of the state in force.
     UnknownInterface = "unknown_interface";
-    /// A protocol without ports that would need translation.
+    /// A protocol without ports that would need translation; SCTP whose source would, or a fragment of it whose ports would.
     UnsupportedProtocol = "unsupported_protocol";
     /// An ICMP type that is neither echo nor an error, or a redirect of a translated flow.
     IcmpType = "icmp_type";
@@ -125,8 +125,20 @@ drops! {
     TableContended = "table_contended";
     /// Every port of the set is taken for this destination.
     PortsExhausted = "ports_exhausted";
-    /// A policy denies the flow.
-    PolicyDenied = "policy_denied";
+    /// A policy isolates the sender, and no rule allows what it sends.
+    PolicyEgress = "policy_egress";
+    /// A policy isolates the receiver, and no rule allows what it is sent.
+    PolicyIngress = "policy_ingress";
+    /// As `policy_ingress`, from an address of the VPC that no pod is known for (yet): its identity would have decided.
+    PolicyUnknownPeer = "policy_unknown_peer";
+    /// An address or port of the service range that is no service; a port unreachable was sent where the rules allow it.
+    ServiceUnknown = "service_unknown";
+    /// The service has no endpoint; a port unreachable was sent where the rules allow it.
+    ServiceNoEndpoints = "service_no_endpoints";
+    /// The service has endpoints, but none that its traffic policy allows this node.
+    ServiceNoLocalEndpoints = "service_no_local_endpoints";
+    /// The pod is not in the service's `loadBalancerSourceRanges`.
+    ServiceSourceRange = "service_source_range";
     /// The flow was allowed once, and a changed policy revoked it.
     Revoked = "revoked";
     /// The pod's interface is not there (yet, or any more).

@@ -78,12 +78,36 @@ pub enum Op {
     DeleteService(String),
 }
 
+impl Op {
+    /// It is about the node, its pods and its ENIs, not about policy or services.
+    pub(crate) const fn is_of_node(&self) -> bool {
+        matches!(
+            self,
+            Self::UpsertPod(_)
+                | Self::DeletePod(_)
+                | Self::UpsertEni(_)
+                | Self::DeleteEni(_)
+                | Self::Node(_)
+                | Self::Nat(_)
+                | Self::SnatPorts(_)
+                | Self::Timeouts(_)
+        )
+    }
+}
+
 impl State {
-    /// The state after a generation; this one stays as it is.
+    /// The state after a generation; this one stays as it is. It is taken to be valid, so that only what the generation
+    /// touches is checked: a change of one address must not cost a look at a hundred thousand.
     ///
     /// # Errors
     /// The result fails [`State::check`]; nothing of the generation is then in force.
     pub fn apply(&self, generation: &Generation) -> Result<Self, StateError> {
+        let next = self.changed(generation);
+        next.check_after(&generation.ops).map(|()| next)
+    }
+
+    /// The state after a generation, valid or not.
+    pub(crate) fn changed(&self, generation: &Generation) -> Self {
         let mut next = self.clone();
         for op in &generation.ops {
             match op {
@@ -101,12 +125,8 @@ impl State {
                     next.policy.on_change = *on_change;
                     next.policy.masqueraded_node_traffic = *masqueraded_node_traffic;
                 }
-                Op::UpsertAddresses(pairs) => {
-                    pairs.iter().for_each(|(address, id)| next.policy.addresses.insert(*address, *id));
-                }
-                Op::DeleteAddresses(gone) => {
-                    gone.iter().for_each(|address| next.policy.addresses.remove(*address));
-                }
+                Op::UpsertAddresses(pairs) => next.policy.addresses.insert_all(pairs),
+                Op::DeleteAddresses(gone) => next.policy.addresses.remove_all(gone),
                 Op::UpsertIdentity(identity) => {
                     upsert(&mut next.policy.identities, identity, |i| i.id == identity.id);
                 }
@@ -123,7 +143,7 @@ impl State {
                 Op::DeleteService(name) => next.services.services.retain(|s| s.name != *name),
             }
         }
-        next.check().map(|()| next)
+        next
     }
 }
 

@@ -130,4 +130,6 @@ impl State {
 }
 
 #[cfg(test)]
+mod changes_tests;
+#[cfg(test)]
 mod tests;

@@ -4,12 +4,17 @@
 //! that match it: numbers for the peers that policies name. A pod has *rules* for each direction in which a policy isolates
 //! it. So a new pod anywhere in the cluster is one address, a new set of labels one identity, and neither touches a rule.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
+use std::fmt;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use ipnet::Ipv4Net;
-use serde::{Deserialize, Serialize};
+use serde::de::{self, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// From so many changes on a pass over the whole list is cheaper than moving its tail for each.
+const MANY: usize = 16;
 
 /// A transport protocol that policies and services name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -100,10 +105,9 @@ pub enum MasqueradedNodeTraffic {
     Policy,
 }
 
-/// Identities by address, in order of address.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(from = "BTreeMap<Ipv4Addr, u32>", into = "BTreeMap<Ipv4Addr, u32>")]
-pub struct Addresses(Vec<(Ipv4Addr, u32)>);
+/// Identities by address, in order of address. A copy costs nothing until one of the two changes.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Addresses(Arc<Vec<(Ipv4Addr, u32)>>);
 
 impl Addresses {
     /// The pairs, in order of address, each address once.
@@ -121,28 +125,91 @@ impl Addresses {
     /// Gives an address an identity.
     pub fn insert(&mut self, address: Ipv4Addr, identity: u32) {
         match self.0.binary_search_by_key(&address, |(a, _)| *a) {
-            Ok(i) => self.0[i].1 = identity,
-            Err(i) => self.0.insert(i, (address, identity)),
+            Ok(i) => Arc::make_mut(&mut self.0)[i].1 = identity,
+            Err(i) => Arc::make_mut(&mut self.0).insert(i, (address, identity)),
         }
+    }
+
+    /// Gives many addresses an identity; of two for one address the later one holds.
+    pub fn insert_all(&mut self, pairs: &[(Ipv4Addr, u32)]) {
+        if pairs.len() < MANY {
+            return pairs.iter().for_each(|(address, identity)| self.insert(*address, *identity));
+        }
+        // A stable sort: what comes later in the list stays behind what came earlier.
+        let list = Arc::make_mut(&mut self.0);
+        list.extend_from_slice(pairs);
+        list.sort_by_key(|(address, _)| *address);
+        list.dedup_by(|later, earlier| {
+            let same = later.0 == earlier.0;
+            if same {
+                earlier.1 = later.1;
+            }
+            same
+        });
+    }
+
+    /// Takes many addresses out.
+    pub fn remove_all(&mut self, gone: &[Ipv4Addr]) {
+        if gone.len() < MANY {
+            return gone.iter().for_each(|address| self.remove(*address));
+        }
+        let gone: HashSet<Ipv4Addr> = gone.iter().copied().collect();
+        Arc::make_mut(&mut self.0).retain(|(address, _)| !gone.contains(address));
     }
 
     /// Takes an address out.
     pub fn remove(&mut self, address: Ipv4Addr) {
         if let Ok(i) = self.0.binary_search_by_key(&address, |(a, _)| *a) {
-            self.0.remove(i);
+            Arc::make_mut(&mut self.0).remove(i);
         }
+    }
+
+    /// Whether the two are one copy, which tells without a look that nothing has changed.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
     }
 }
 
 impl From<BTreeMap<Ipv4Addr, u32>> for Addresses {
     fn from(map: BTreeMap<Ipv4Addr, u32>) -> Self {
-        Self(map.into_iter().collect())
+        Self(Arc::new(map.into_iter().collect()))
     }
 }
 
-impl From<Addresses> for BTreeMap<Ipv4Addr, u32> {
-    fn from(addresses: Addresses) -> Self {
-        addresses.0.into_iter().collect()
+impl Serialize for Addresses {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(address, identity)| (address, identity)))
+    }
+}
+
+impl<'de> Deserialize<'de> for Addresses {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(Pairs)
+    }
+}
+
+/// Reads the map without building one: a hundred thousand entries come with every full resync.
+struct Pairs;
+
+impl<'de> Visitor<'de> for Pairs {
+    type Value = Addresses;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a map from addresses to numbers of identities")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Addresses, A::Error> {
+        let mut list: Vec<(Ipv4Addr, u32)> = Vec::new();
+        while let Some(pair) = map.next_entry()? {
+            list.push(pair);
+        }
+        list.sort_unstable_by_key(|(address, _)| *address);
+        if let Some(twice) = list.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+            return Err(de::Error::custom(format_args!("duplicate address `{}`", twice[0].0)));
+        }
+        list.shrink_to_fit();
+        Ok(Addresses(Arc::new(list)))
     }
 }
 

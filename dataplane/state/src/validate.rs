@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
-use crate::{State, VERSION};
+use crate::{Op, State, VERSION};
 
 mod reach;
 
@@ -48,14 +48,40 @@ impl State {
     /// [`StateError::Invalid`] with every finding.
     pub fn check(&self) -> Result<(), StateError> {
         let mut findings = Findings(Vec::new());
+        self.check_node(&mut findings);
+        reach::check_policy(&self.policy, &mut findings);
+        reach::check_services(&self.services, &mut findings);
+        if findings.0.is_empty() { Ok(()) } else { Err(StateError::Invalid(findings.0)) }
+    }
+
+    /// As [`State::check`], for a state that was right before these changes brought it here: only what they can have made
+    /// wrong is looked at.
+    pub(crate) fn check_after(&self, ops: &[Op]) -> Result<(), StateError> {
+        let any = |which: fn(&Op) -> bool| ops.iter().any(which);
+        if any(|op| matches!(op, Op::Replace(_))) {
+            return self.check();
+        }
+        let mut findings = Findings(Vec::new());
+        if any(Op::is_of_node) {
+            self.check_node(&mut findings);
+        }
+        if any(|op| matches!(op, Op::Policy(_) | Op::Services(_))) {
+            reach::check_policy(&self.policy, &mut findings);
+            reach::check_services(&self.services, &mut findings);
+        } else {
+            reach::check_changes(&self.policy, &self.services, ops, &mut findings);
+        }
+        if findings.0.is_empty() { Ok(()) } else { Err(StateError::Invalid(findings.0)) }
+    }
+
+    /// Everything but policy and services.
+    fn check_node(&self, findings: &mut Findings) {
         if self.version != VERSION {
             findings.add("version", self.version, format!("is not a version this build reads: {VERSION}"));
         }
-        self.check_enis(&mut findings);
-        self.check_pods(&mut findings);
-        self.check_nat(&mut findings);
-        reach::check_policy(&self.policy, &mut findings);
-        reach::check_services(&self.services, &mut findings);
+        self.check_enis(findings);
+        self.check_pods(findings);
+        self.check_nat(findings);
         if self.snat_ports.set().is_empty() {
             let ranges = self.snat_ports.ranges.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
             findings.add(
@@ -82,7 +108,6 @@ impl State {
         if !(16..=1_048_576).contains(&self.limits.fragments) {
             findings.add("limits.fragments", self.limits.fragments, "is out of range: 16 to 1048576");
         }
-        if findings.0.is_empty() { Ok(()) } else { Err(StateError::Invalid(findings.0)) }
     }
 
     fn check_enis(&self, findings: &mut Findings) {

@@ -178,6 +178,99 @@ enum sent_class {
 	SENT_FRAGMENT = eni_out_redirect_fragment,
 };
 
+static __always_inline int has_ports(__u8 protocol)
+{
+	return protocol == IPPROTO_TCP || protocol == IPPROTO_UDP || protocol == IPPROTO_SCTP;
+}
+
+static __always_inline int is_first_fragment(const struct iphdr *ip)
+{
+	return (ip->frag_off & bpf_htons(0x1fff)) == 0;
+}
+
+enum local_class {
+	LOCAL_KERNEL = from_pod_pass_local,
+	LOCAL_FRONTEND = from_pod_redirect_frontend,
+	LOCAL_HAIRPIN = from_pod_redirect_hairpin,
+	LOCAL_ICMP_ERROR = from_pod_redirect_icmp_error,
+	LOCAL_FRAGMENT = from_pod_redirect_fragment,
+};
+
+/*
+ * A pod's packet to an address of the node. A service there is the engine's, so that nobody reaches a pod around policy
+ * through the node's own NodePort. To the SNAT address may come what answers a pod that reached itself through a service,
+ * whose source was a mapping then. Only the first fragment names a port, and it alone decides whether a datagram is let
+ * past a dead engine: without it the others are worth nothing.
+ */
+static __always_inline enum local_class classify_local(struct view *view, const struct config *config,
+						       const struct iphdr *ip)
+{
+	int may_be_mapping = ip->daddr == config->nat_ip && config->nat_ip;
+
+	if (has_ports(ip->protocol) && is_first_fragment(ip)) {
+		struct ports_at l4;
+
+		if (!READ(view, l4_offset(ip), &l4)) {
+			if (is_frontend(ip->daddr, ip->protocol, l4.dest))
+				return LOCAL_FRONTEND;
+			/* SCTP is never translated to this address: there is no set of ports for it. */
+			if (may_be_mapping && !is_fragment(ip) && ip->protocol != IPPROTO_SCTP &&
+			    is_our_port(ip->protocol == IPPROTO_TCP ? SLUICE_PORTS_TCP : SLUICE_PORTS_UDP,
+					bpf_ntohs(l4.dest)))
+				return LOCAL_HAIRPIN;
+		}
+	}
+	if (is_fragment(ip))
+		return may_be_mapping || config->flags & SLUICE_HAS_FRONTENDS ? LOCAL_FRAGMENT : LOCAL_KERNEL;
+	if (ip->protocol == IPPROTO_ICMP && may_be_mapping) {
+		struct icmp_at l4;
+
+		if (READ(view, l4_offset(ip), &l4))
+			return LOCAL_KERNEL;
+		if (is_icmp_error(l4.type))
+			return LOCAL_ICMP_ERROR;
+		if (l4.type == ICMP_ECHOREPLY && is_our_port(SLUICE_PORTS_ICMP, bpf_ntohs(l4.id)))
+			return LOCAL_HAIRPIN;
+	}
+	return LOCAL_KERNEL;
+}
+
+enum node_class {
+	NODE_OWN = to_pod_pass_node,
+	NODE_ENDPOINT = to_pod_redirect_node,
+	NODE_ICMP_ERROR = to_pod_redirect_node_icmp_error,
+	NODE_FRAGMENT = to_pod_redirect_node_fragment,
+};
+
+/*
+ * What the node itself sends into a pod: an answer of a service's endpoint has the endpoint's address, not the one that
+ * the pod asked, and only the engine knows that one. The same for the node's complaint that nobody listens there.
+ */
+static __always_inline enum node_class classify_node(struct view *view)
+{
+	struct iphdr ip;
+
+	if (READ(view, ETH_HLEN, &ip) || !is_valid(&ip))
+		return NODE_OWN;
+	if (is_fragment(&ip))
+		return is_node_endpoint(ip.saddr, 0, 0) ? NODE_FRAGMENT : NODE_OWN;
+	if (has_ports(ip.protocol)) {
+		struct ports_at l4;
+
+		if (READ(view, l4_offset(&ip), &l4))
+			return NODE_OWN;
+		return is_node_endpoint(ip.saddr, ip.protocol, l4.source) ? NODE_ENDPOINT : NODE_OWN;
+	}
+	if (ip.protocol == IPPROTO_ICMP) {
+		struct icmp_at l4;
+
+		if (READ(view, l4_offset(&ip), &l4) || !is_icmp_error(l4.type))
+			return NODE_OWN;
+		return is_node_endpoint(ip.saddr, 0, 0) ? NODE_ICMP_ERROR : NODE_OWN;
+	}
+	return NODE_OWN;
+}
+
 /* A frame that the kernel sends by an ENI: ours when its source could be taken for one of our mappings. */
 static __always_inline enum sent_class classify_sent(struct view *view, const struct config *config)
 {

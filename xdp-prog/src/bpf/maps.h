@@ -53,6 +53,22 @@ struct {
 	__type(value, __u32);
 } local_addrs SEC(".maps");
 
+/* Services on the node's own addresses, for pods. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, SLUICE_MAX_FRONTENDS);
+	__type(key, struct endpoint);
+	__type(value, __u32);
+} frontends SEC(".maps");
+
+/* Services' endpoints that are processes of the node itself. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, SLUICE_MAX_NODE_ENDPOINTS);
+	__type(key, struct endpoint);
+	__type(value, __u32);
+} node_endpoints SEC(".maps");
+
 /* Our ports on the SNAT address: one bitmap per protocol, replaced whole, so that nobody reads half an update of a word. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -105,6 +121,24 @@ static __always_inline int is_pod(__be32 address)
 static __always_inline int is_local(__be32 address)
 {
 	return bpf_map_lookup_elem(&local_addrs, &address) != 0;
+}
+
+/* By its own address first: most are NodePorts, but both lookups miss for what is the kernel's. */
+static __always_inline int is_frontend(__be32 address, __u8 protocol, __be16 port)
+{
+	struct endpoint key = { .address = address, .port = port, .protocol = protocol };
+
+	if (bpf_map_lookup_elem(&frontends, &key))
+		return 1;
+	key.address = 0;
+	return bpf_map_lookup_elem(&frontends, &key) != 0;
+}
+
+static __always_inline int is_node_endpoint(__be32 address, __u8 protocol, __be16 port)
+{
+	struct endpoint key = { .address = address, .port = port, .protocol = protocol };
+
+	return bpf_map_lookup_elem(&node_endpoints, &key) != 0;
 }
 
 #endif

@@ -159,6 +159,20 @@ static __always_inline int is_multicast_or_broadcast(__be32 address)
 	return (address & bpf_htonl(0xf0000000)) == bpf_htonl(0xe0000000) || address == bpf_htonl(0xffffffff);
 }
 
+static __always_inline int to_this_node(struct __sk_buff *skb, struct view *view, const struct config *config,
+					const struct iphdr *ip, struct divert_counters counter)
+{
+	enum local_class class = classify_local(view, config, ip);
+	int own = class != LOCAL_FRONTEND;
+
+	if (class == LOCAL_KERNEL)
+		return keep(from_pod_pass_local);
+	counter.done = class;
+	if (own)
+		counter.no_trunk_pass = from_pod_pass_local_no_trunk;
+	return divert(skb, config, SLUICE_TAG_FROM_POD, own, counter);
+}
+
 SEC("tc")
 int sluice_from_pod(struct __sk_buff *skb)
 {
@@ -204,8 +218,23 @@ int sluice_from_pod(struct __sk_buff *skb)
 	if (is_multicast_or_broadcast(ip.daddr))
 		return keep(from_pod_pass_multicast);
 	if (is_local(ip.daddr))
-		return keep(from_pod_pass_local);
+		return to_this_node(skb, &view, config, &ip, counter);
 	return divert(skb, config, SLUICE_TAG_FROM_POD, 0, counter);
+}
+
+static __always_inline int from_this_node(struct __sk_buff *skb, struct view *view, const struct config *config)
+{
+	struct divert_counters counter = {
+		0, to_pod_pass_node_no_trunk, to_pod_pass_node_no_trunk, to_pod_drop_no_memory,
+	};
+	enum node_class class = NODE_OWN;
+
+	if (skb->protocol == bpf_htons(ETH_P_IP) && !skb->vlan_present)
+		class = classify_node(view);
+	if (class == NODE_OWN)
+		return keep(to_pod_pass_node);
+	counter.done = class;
+	return divert(skb, config, SLUICE_TAG_FROM_NODE, 1, counter);
 }
 
 /*
@@ -224,7 +253,7 @@ int sluice_to_pod(struct __sk_buff *skb)
 	if (!config)
 		return TC_DROP;
 	if (skb->ingress_ifindex == 0)
-		return keep(to_pod_pass_node);
+		return from_this_node(skb, &view, config);
 	if (skb->vlan_present || skb->protocol == bpf_htons(ETH_P_8021Q) || skb->protocol == bpf_htons(ETH_P_8021AD))
 		return drop(to_pod_drop_vlan);
 	if (skb->protocol == bpf_htons(ETH_P_ARP))

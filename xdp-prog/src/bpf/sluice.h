@@ -24,6 +24,9 @@
 #define SLUICE_TAG_HOST 0x13
 /// Kernel to engine: it came from the wire on this ENI (`--eni-port=tap`).
 #define SLUICE_TAG_ENI 0x14
+/// Kernel to engine: the node itself sends it into the pod behind this host veth, from an address and port that is a
+/// service's endpoint, or as an ICMP error or fragment from such an address.
+#define SLUICE_TAG_FROM_NODE 0x15
 /// Engine to kernel: deliver into the pod behind this host veth.
 #define SLUICE_TAG_POD 0x21
 /// Engine to kernel: transmit by this ENI (`--eni-port=tap`).
@@ -40,6 +43,8 @@
 
 /// `config.flags`: what is ours goes to the kernel when the engine is not there, instead of being dropped.
 #define SLUICE_ON_FAILURE_KERNEL 1
+/// `config.flags`: `frontends` is not empty, so that a fragment to any address of the node may be a service's.
+#define SLUICE_HAS_FRONTENDS 2
 
 /// `ports`: index of the bitmap of TCP ports.
 #define SLUICE_PORTS_TCP 0
@@ -60,6 +65,10 @@
 #define SLUICE_MAX_PODS 16384
 /// Entries of `local_addrs`.
 #define SLUICE_MAX_LOCAL_ADDRS 16384
+/// Entries of `frontends`: every NodePort for three protocols, and as many host ports and balancers' addresses.
+#define SLUICE_MAX_FRONTENDS 16384
+/// Entries of `node_endpoints`.
+#define SLUICE_MAX_NODE_ENDPOINTS 16384
 
 struct config {
 	__be32 nat_ip;          /* the primary ENI's primary address; 0 while nothing is configured */
@@ -77,6 +86,17 @@ struct link {
 	__u16 kind;
 	__u16 slot;             /* the ENI's place in xsks */
 	__u32 flags;
+};
+
+/*
+ * `frontends`: what of this node's addresses is a service for pods; address 0 is any of them. `node_endpoints`: which of
+ * the node's own sockets serve; port and protocol 0 say that some do at this address.
+ */
+struct endpoint {
+	__be32 address;
+	__be16 port;
+	__u8 protocol;
+	__u8 pad;               /* 0 */
 };
 
 struct port_set {

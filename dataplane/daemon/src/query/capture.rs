@@ -110,6 +110,7 @@ fn verdict(note: &Note, view: &View) -> String {
     let from = match note.ingress {
         Ingress::Pod(i) => format!("from pod {}", name(i)),
         Ingress::ToPod(i) => format!("from the kernel for pod {}", name(i)),
+        Ingress::FromNode(i) => format!("from the node for pod {}", name(i)),
         Ingress::Host(i) => format!("from the node by {}", name(i)),
         Ingress::Eni(i) => format!("from eni {}", name(i)),
     };

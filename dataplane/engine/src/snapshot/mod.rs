@@ -5,7 +5,6 @@
 //! established flow needs are array accesses by interface index; maps are for the first packet of a flow.
 
 mod hop;
-mod map;
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
@@ -14,9 +13,11 @@ use ipnet::Ipv4Net;
 use sluice_state::{Invalid, Mac, Nat, PortSet, RandomizeSnat, State};
 
 pub(crate) use self::hop::{Hop, HopKind};
-use self::map::Map;
-use crate::flow::TimeoutsNs;
-use crate::policy::Policy;
+use crate::flow::{FlowKey, Origin, TimeoutsNs};
+use crate::map::Map;
+use crate::policy::{Circumstances, Policy};
+use crate::service::Services;
+use crate::verdict::Drop;
 
 /// What the host says of itself: the kernel's interfaces and neighbours, and the port contract as it came out.
 #[derive(Debug, Clone, Default)]
@@ -138,6 +139,8 @@ pub struct Snapshot {
     pub timeouts: TimeoutsNs,
     /// Who may speak to whom.
     pub policy: Policy,
+    /// Where connections to services go.
+    pub services: Services,
     enis: Vec<EniEntry>,
     pods: Vec<PodEntry>,
     links: Vec<LinkIndex>,
@@ -206,7 +209,14 @@ impl Snat {
     #[inline]
     #[must_use]
     pub fn translates(&self, destination: u32) -> bool {
-        !self.off && !self.untouched.iter().any(|(net, mask)| destination & mask == *net)
+        !self.off && !self.leaves_alone(destination)
+    }
+
+    /// Whether an address is one of the VPC's, or of the CIDRs that are excluded from translation.
+    #[inline]
+    #[must_use]
+    pub fn leaves_alone(&self, address: u32) -> bool {
+        self.untouched.iter().any(|(net, mask)| address & mask == *net)
     }
 
     fn new(address: u32, nat: &Nat) -> Self {
@@ -239,7 +249,7 @@ impl EniEntry {
 }
 
 impl Snapshot {
-    /// Compiles a state against what the host has.
+    /// Compiles the first state against what the host has; every further one is for [`Snapshot::compile_after`].
     ///
     /// A pod whose interface is not there is left out with a warning (its veth may be gone before the control plane
     /// says so); packets to it are dropped as `pod_unreachable`.
@@ -250,6 +260,20 @@ impl Snapshot {
         state: &State,
         host: &HostFacts,
         generation: u64,
+    ) -> Result<(Self, Vec<String>), Vec<Invalid>> {
+        Self::compile_after(state, host, generation, None)
+    }
+
+    /// [`Snapshot::compile`] that reuses what has not changed since `previous`, and tells by the policy's generation
+    /// whether flows that were judged under it must be judged again.
+    ///
+    /// # Errors
+    /// As [`Snapshot::compile`].
+    pub fn compile_after(
+        state: &State,
+        host: &HostFacts,
+        generation: u64,
+        previous: Option<&Self>,
     ) -> Result<(Self, Vec<String>), Vec<Invalid>> {
         let mut findings = Vec::new();
         let mut warnings = Vec::new();
@@ -288,19 +312,26 @@ impl Snapshot {
             links[pod.ifindex as usize] = LinkIndex::Pod(i);
             hops[pod.ifindex as usize] = Hop::pod(pod);
         }
-        let local = host
+        let local: Map<u32, ()> = host
             .local
             .iter()
             .map(|a| a.to_bits())
             .chain(enis.iter().map(|e| e.address))
             .map(|address| (address, ()))
             .collect();
+        let (no_policy, no_services) = (Policy::allow_all(), Services::default());
+        let (services, moved) =
+            previous.map_or(&no_services, |previous| &previous.services).follow(&state.services);
+        // An address that became the node's own, or ceased to be, may come before a service or after it.
+        let moved = moved || previous.is_some_and(|previous| previous.local != local);
+        let policy = Policy::compile(state, previous.map_or(&no_policy, |previous| &previous.policy), moved);
         let snapshot = Self {
             generation,
             snat: primary.map(|i| Snat::new(state.enis[i].address.to_bits(), &state.nat)),
             ports: [Ports::new(&host.tcp), Ports::new(&host.udp), Ports::new(&host.icmp)],
             timeouts: TimeoutsNs::from(&state.timeouts),
-            policy: Policy::allow_all(),
+            policy,
+            services,
             pod_by_ip: (0u32..).zip(&pods).map(|(i, p)| (p.ip, i)).collect(),
             local,
             neighbours: host
@@ -345,6 +376,23 @@ impl Snapshot {
     #[must_use]
     pub fn is_local(&self, ip: u32) -> bool {
         self.local.contains_key(&ip)
+    }
+
+    /// Judges a flow: as its originator's first packet comes, with the destination that it has after service DNAT.
+    ///
+    /// # Errors
+    /// Why policy forbids it.
+    #[inline]
+    pub fn judge(&self, key: &FlowKey, origin: Origin) -> Result<(), Drop> {
+        // A pod and its own node may always speak to each other, by way of a service as without one.
+        if origin == Origin::Pod && self.is_local(key.dst()) {
+            return Ok(());
+        }
+        let source_is_node = self.is_local(key.src());
+        let in_vpc = self.snat.as_ref().is_some_and(|snat| snat.leaves_alone(key.src()));
+        let circumstances =
+            Circumstances { origin, source_is_node, source_may_be_pod: in_vpc && !source_is_node };
+        self.policy.judge(key, circumstances)
     }
 
     /// The ENI by which a packet with this source must leave (EC2's source/destination check): a function of the source

@@ -4,9 +4,9 @@
 //! the quotation needs: its source becomes what the error's destination becomes, its source port what the destination port
 //! becomes. Its deltas are the same numbers, because a sum does not care for order.
 
-use super::checksum;
 use super::parse::{ETHERNET_LEN, Parsed, proto};
 use super::rewrite::{Rewrite, Ttl};
+use super::{checksum, sctp};
 use crate::flow::FlowKey;
 use crate::verdict::Drop;
 
@@ -24,6 +24,8 @@ pub struct Quoted {
     l4_offset: u16,
     /// Where the quoted packet ends in the frame.
     end: u16,
+    /// Bytes that the quoted packet had behind its IP header, quoted or not.
+    whole_len: u16,
 }
 
 /// True for an ICMP type that is an error and quotes a packet: unreachable, source quench, redirect, time exceeded,
@@ -60,7 +62,9 @@ pub fn quoted(bytes: &[u8], parsed: &Parsed) -> Result<Quoted, Drop> {
         return Err(Drop::IcmpQuote);
     }
     let (sport, dport) = match ip[9] {
-        proto::TCP | proto::UDP => (u16::from_be_bytes([l4[0], l4[1]]), u16::from_be_bytes([l4[2], l4[3]])),
+        proto::TCP | proto::UDP | proto::SCTP => {
+            (u16::from_be_bytes([l4[0], l4[1]]), u16::from_be_bytes([l4[2], l4[3]]))
+        }
         proto::ICMP if is_error(l4[0]) => return Err(Drop::IcmpNested),
         proto::ICMP if matches!(l4[0], 0 | 8) => {
             let id = u16::from_be_bytes([l4[4], l4[5]]);
@@ -75,6 +79,7 @@ pub fn quoted(bytes: &[u8], parsed: &Parsed) -> Result<Quoted, Drop> {
     let len = packet.len().min(total_len.max(header_len + QUOTED_L4));
     Ok(Quoted {
         key: FlowKey::new(src, dst, sport, dport, ip[9]),
+        whole_len: total_len.saturating_sub(header_len) as u16,
         l4_offset: (start + header_len) as u16,
         end: (start + len) as u16,
     })
@@ -119,6 +124,7 @@ fn translate_quotation(bytes: &mut [u8], ip: usize, quoted: &Quoted, rewrite: &R
         proto::TCP => 16,
         proto::UDP => 6,
         proto::ICMP => 2,
+        proto::SCTP => sctp::CHECKSUM,
         _ => return delta,
     };
     if quoted.key.proto() == proto::ICMP {
@@ -132,6 +138,9 @@ fn translate_quotation(bytes: &mut [u8], ip: usize, quoted: &Quoted, rewrite: &R
         delta = checksum::add(delta, checksum::delta16(quoted.key.sport(), rewrite.dport));
         delta = checksum::add(delta, checksum::delta16(quoted.key.dport(), rewrite.sport));
     }
+    if quoted.key.proto() == proto::SCTP {
+        return checksum::add(delta, update_sctp(bytes, l4, quoted, rewrite));
+    }
     if l4 + field + 2 > usize::from(quoted.end) {
         return delta;
     }
@@ -144,6 +153,21 @@ fn translate_quotation(bytes: &mut [u8], ip: usize, quoted: &Quoted, rewrite: &R
         update_field(bytes, l4 + field, rewrite.l4_delta)
     };
     checksum::add(delta, changed)
+}
+
+/// Updates the checksum of a quoted SCTP packet, if it is quoted so far, and gives the delta of the field itself.
+fn update_sctp(bytes: &mut [u8], l4: usize, quoted: &Quoted, rewrite: &Rewrite) -> u16 {
+    let at = l4 + sctp::CHECKSUM;
+    if at + 4 > usize::from(quoted.end) {
+        return 0;
+    }
+    let ports = |source: u16, destination: u16| u32::from(source) << 16 | u32::from(destination);
+    let old = ports(quoted.key.sport(), quoted.key.dport());
+    let change = old ^ ports(rewrite.dport, rewrite.sport);
+    let field = [bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]];
+    let updated = sctp::update(field, change.to_be_bytes(), quoted.whole_len);
+    bytes[at..at + 4].copy_from_slice(&updated);
+    checksum::delta32(u32::from_be_bytes(field), u32::from_be_bytes(updated))
 }
 
 /// Updates the checksum field at `at` and gives the delta of the field itself.

@@ -12,6 +12,7 @@ mod mss;
 mod parse;
 mod report;
 mod rewrite;
+pub(crate) mod sctp;
 mod tcp;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

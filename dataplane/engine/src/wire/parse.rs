@@ -4,8 +4,8 @@
 //! lookup does. What is accepted is what Linux' own conntrack would track, so that no malformed packet can slip past a
 //! rule that was written for well-formed ones.
 
-use super::checksum;
 use super::tcp::{TcpFlags, TcpHeader};
+use super::{checksum, sctp};
 use crate::flow::FlowKey;
 use crate::verdict::Drop;
 
@@ -20,6 +20,8 @@ pub mod proto {
     pub const TCP: u8 = 6;
     /// UDP.
     pub const UDP: u8 = 17;
+    /// SCTP.
+    pub const SCTP: u8 = 132;
 }
 
 /// Reads the headers of a frame.
@@ -223,6 +225,13 @@ fn read_l4(l4: &[u8], parsed: &mut Parsed) -> Result<(), Drop> {
             parsed.kind = Kind::Udp;
             parsed.l4_header_len = 8;
         }
+        proto::SCTP => {
+            let h = l4.first_chunk::<{ sctp::SHORTEST }>().ok_or(missing)?;
+            let (sport, dport) = (u16::from_be_bytes([h[0], h[1]]), u16::from_be_bytes([h[2], h[3]]));
+            parsed.key = FlowKey::new(src, dst, sport, dport, protocol);
+            parsed.kind = Kind::Sctp { chunk: h[sctp::HEADER_LEN] };
+            parsed.l4_header_len = sctp::HEADER_LEN as u8;
+        }
         proto::ICMP => {
             let h = l4.first_chunk::<8>().ok_or(missing)?;
             parsed.kind = match h[0] {
@@ -299,7 +308,7 @@ pub struct Parsed {
     pub ttl: u8,
     /// Bytes of the IP header, 20 to 60.
     pub header_len: u8,
-    /// Bytes of the TCP header with options; 8 for UDP and ICMP; zero where there is none.
+    /// Bytes of the TCP header with options; 8 for UDP and ICMP, 12 for SCTP; zero where there is none.
     pub l4_header_len: u8,
     /// The IP header's total length in bytes.
     pub total_len: u16,
@@ -431,6 +440,11 @@ pub enum Kind {
     },
     /// UDP.
     Udp,
+    /// SCTP.
+    Sctp {
+        /// Type of its first chunk.
+        chunk: u8,
+    },
     /// ICMP echo.
     IcmpQuery {
         /// A reply, not a request.

@@ -39,7 +39,7 @@ pub fn may_report(bytes: &[u8], parsed: &Parsed) -> bool {
     let about = match parsed.kind {
         Kind::IcmpError | Kind::LaterFragment => false,
         Kind::IcmpOther => parsed.icmp_type(bytes).is_some_and(|(kind, _)| kind <= LAST_KNOWN_ICMP_TYPE),
-        Kind::Tcp { .. } | Kind::Udp | Kind::IcmpQuery { .. } | Kind::Other(_) => true,
+        Kind::Tcp { .. } | Kind::Udp | Kind::Sctp { .. } | Kind::IcmpQuery { .. } | Kind::Other(_) => true,
     };
     about && !to_many && super::usable_source(src)
 }

@@ -3,8 +3,8 @@
 //! What a flow changes is worked out once, when the flow is made ([`Rewrite::new`]); a packet of it then costs a few stores
 //! and two additions. Nothing here sums a payload.
 
-use super::checksum;
 use super::parse::{ETHERNET_LEN, Kind, Parsed, proto};
+use super::{checksum, sctp};
 use crate::flow::FlowKey;
 
 /// The values that a packet of one direction of a flow gets, and what they do to its checksums.
@@ -20,7 +20,8 @@ pub struct Rewrite {
     pub dport: u16,
     /// Sum of `new - old` over the addresses: what the IP header's checksum and a pseudo header change by.
     pub l3_delta: u16,
-    /// Sum of `new - old` over all that the L4 checksum covers: addresses and ports, or the identifier alone for ICMP.
+    /// Sum of `new - old` over all that the L4 checksum covers: addresses and ports, or the identifier alone for ICMP. SCTP's
+    /// is no sum, and is worked out from the ports.
     pub l4_delta: u16,
 }
 
@@ -71,6 +72,7 @@ pub enum Ttl {
 /// `partial` is the frame's [`Offload::partial`](crate::Offload::partial): the L4 field then holds the pseudo header's sum
 /// and changes by the addresses only. Later fragments have no L4 header and get addresses only; an ICMP packet that is no
 /// query likewise (an error's quotation is the business of [`icmp`](super::icmp)). A checksum that was wrong stays wrong.
+/// SCTP's covers its whole datagram: the caller does not change the ports of a fragment of it.
 #[inline(always)]
 pub fn apply(bytes: &mut [u8], parsed: &Parsed, rewrite: &Rewrite, ttl: Ttl, partial: bool) {
     let Some(ip) = bytes.get_mut(ETHERNET_LEN..).and_then(|b| b.first_chunk_mut::<20>()) else { return };
@@ -110,6 +112,18 @@ pub fn apply(bytes: &mut [u8], parsed: &Parsed, rewrite: &Rewrite, ttl: Ttl, par
                 checksum::update_udp(field, rewrite.l4_delta)
             };
             udp[6..8].copy_from_slice(&updated.to_be_bytes());
+        }
+        Kind::Sctp { .. } => {
+            let Some(head) = l4.first_chunk_mut::<{ sctp::HEADER_LEN }>() else { return };
+            let old = [head[0], head[1], head[2], head[3]];
+            head[0..2].copy_from_slice(&rewrite.sport.to_be_bytes());
+            head[2..4].copy_from_slice(&rewrite.dport.to_be_bytes());
+            let ports = std::array::from_fn(|i| old[i] ^ head[i]);
+            // Whoever makes a partial one sums the new ports.
+            if !partial {
+                let field = [head[8], head[9], head[10], head[11]];
+                head[sctp::CHECKSUM..].copy_from_slice(&sctp::update(field, ports, parsed.l4_len()));
+            }
         }
         Kind::IcmpQuery { .. } => {
             let Some((icmp, payload)) = l4.split_first_chunk_mut::<8>() else { return };

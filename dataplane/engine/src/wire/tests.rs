@@ -434,3 +434,29 @@ fn refresh_ip(frame: &mut [u8]) {
         frame[24..26].copy_from_slice(&sum.to_be_bytes());
     }
 }
+
+#[test]
+fn sctp_has_ports_and_a_checksum_that_follows_them() {
+    let frame = testing::sctp("10.0.1.10:40000", "10.96.0.10:80", 1).payload(&[7; 333]).build();
+    let p = testing::read(&frame);
+    assert_eq!((p.kind, p.l4_header_len), (Kind::Sctp { chunk: 1 }, 12));
+    assert_eq!((p.key.sport(), p.key.dport(), p.key.proto()), (40_000, 80, proto::SCTP));
+    assert_eq!(l4_checksum(&frame, &p, false), L4Checksum::Good);
+    let bad = testing::sctp("10.0.1.10:40000", "10.96.0.10:80", 1).bad_l4_checksum().build();
+    assert_eq!(l4_checksum(&bad, &testing::read(&bad), false), L4Checksum::Bad);
+    let none = testing::sctp("10.0.1.10:40000", "10.96.0.10:80", 1).no_l4_checksum().build();
+    assert_eq!(l4_checksum(&none, &testing::read(&none), false), L4Checksum::Unknown);
+    // Fifteen bytes are no packet with a chunk.
+    let short = testing::raw("10.0.1.10", "10.96.0.10", proto::SCTP).payload(&[1; 15]).build();
+    assert_eq!(parse(&short, short.len()), Err(Drop::Truncated));
+
+    let to = FlowKey::new(p.key.src(), p.key.dst() ^ 77, 40_000, 8080, proto::SCTP);
+    let rewrite = Rewrite::new(&p.key, &to);
+    // The payload of a long one may lie in further buffers.
+    for seen in [frame.len(), 46] {
+        let mut copy = frame.clone();
+        apply(&mut copy[..seen], &p, &rewrite, Ttl::Decrement, false);
+        assert_eq!(testing::verify(&copy), Ok(()));
+        assert_eq!(testing::read(&copy).key, to);
+    }
+}

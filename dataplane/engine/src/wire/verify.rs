@@ -1,8 +1,8 @@
 //! Is a packet's L4 checksum right? Asked only where a wrong answer costs something: of packets that would open a flow, and
 //! before segments are coalesced. All other packets carry their checksum through, right or wrong, by its delta.
 
-use super::checksum;
 use super::parse::{Kind, Parsed, proto};
+use super::{checksum, sctp};
 
 /// What can be said about a packet's L4 checksum.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -11,7 +11,8 @@ pub enum L4Checksum {
     Good,
     /// Wrong.
     Bad,
-    /// Not to be told here: a fragment, a protocol that is not known, or bytes that are in further buffers.
+    /// Not to be told here: a fragment, a protocol that is not known, SCTP that carries none (RFC 9653), or bytes that are in
+    /// further buffers.
     Unknown,
 }
 
@@ -26,6 +27,9 @@ pub fn l4_checksum(bytes: &[u8], parsed: &Parsed, partial: bool) -> L4Checksum {
     let Some(l4) = bytes.get(usize::from(parsed.l4_offset())..parsed.end()) else {
         return L4Checksum::Unknown;
     };
+    if matches!(parsed.kind, Kind::Sctp { .. }) {
+        return sctp_checksum(l4, parsed);
+    }
     match l4_sum(parsed, [l4]) {
         None => L4Checksum::Unknown,
         Some(0xFFFF) => L4Checksum::Good,
@@ -33,8 +37,19 @@ pub fn l4_checksum(bytes: &[u8], parsed: &Parsed, partial: bool) -> L4Checksum {
     }
 }
 
+fn sctp_checksum(packet: &[u8], parsed: &Parsed) -> L4Checksum {
+    let field = packet.get(sctp::CHECKSUM..sctp::HEADER_LEN);
+    match (field, sctp::checksum(packet)) {
+        _ if parsed.is_fragment() => L4Checksum::Unknown,
+        (Some([0, 0, 0, 0]), _) => L4Checksum::Unknown,
+        (Some(field), Some(right)) if field == right => L4Checksum::Good,
+        (Some(_), Some(_)) => L4Checksum::Bad,
+        _ => L4Checksum::Unknown,
+    }
+}
+
 /// Sum over the L4 header, the payload and, where the protocol has one, the pseudo header: 0xFFFF when the checksum in it
-/// is right or absent. None for a fragment and for a protocol whose checksum is not known.
+/// is right or absent. None for a fragment and for a protocol whose checksum is no such sum or not known.
 ///
 /// `l4` are the bytes from the L4 header to the packet's end, in as many pieces as there are buffers.
 #[must_use]
@@ -47,7 +62,7 @@ pub fn l4_sum<'a>(parsed: &Parsed, l4: impl IntoIterator<Item = &'a [u8]>) -> Op
         Kind::Tcp { .. } => checksum::pseudo(key.src(), key.dst(), proto::TCP, parsed.l4_len()),
         // UDP has a length of its own, which may be less than the IP packet holds, and is read below; ICMP has no pseudo header.
         Kind::Udp | Kind::IcmpQuery { .. } | Kind::IcmpError | Kind::IcmpOther => 0,
-        Kind::Other(_) | Kind::LaterFragment => return None,
+        Kind::Sctp { .. } | Kind::Other(_) | Kind::LaterFragment => return None,
     };
     let mut pieces = l4.into_iter();
     let Some(head) = pieces.next() else { return Some(start) };

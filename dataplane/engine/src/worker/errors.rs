@@ -17,16 +17,21 @@ impl<F: Frame> Worker<F> {
     pub(super) fn icmp_error(&mut self, moment: Moment<'_>, packet: &mut Packet<F>, parsed: &Parsed) -> End {
         let snapshot = moment.snapshot;
         let for_node = matches!(packet.ingress, Ingress::Eni(_)) && snapshot.is_local(parsed.key.dst());
+        let from_node = matches!(packet.ingress, Ingress::FromNode(_));
         let quoted = match wire::icmp::quoted(packet.frame.bytes(), parsed) {
             Ok(quoted) => quoted,
             // What it quotes cannot be ours: the node's kernel judges what is sent to the node.
             Err(_) if for_node => return self.hand_back(moment, packet, parsed),
+            Err(_) if from_node => return self.open(moment, packet, parsed),
             Err(reason) => return End::drop(reason),
         };
         let key = quoted.key.reversed();
         let Some((id, dir)) = self.table.lookup(&key, self.table.hash(&key), moment.now) else {
             if for_node && !is_ours(snapshot, quoted.key.proto(), quoted.key.sport()) {
                 return self.hand_back(moment, packet, parsed);
+            }
+            if from_node {
+                return self.open(moment, packet, parsed);
             }
             return End::drop(Drop::IcmpUnknownFlow);
         };
@@ -40,13 +45,16 @@ impl<F: Frame> Worker<F> {
         }
         // Any router may be its sender, but one on the side that the flow's packets come from.
         if !Target::from_word(flow.egress(dir.opposite())).admits(packet.ingress) {
+            if from_node {
+                return self.open(moment, packet, parsed);
+            }
             return End::Done(Verdict::Drop(Drop::IcmpUnknownFlow), matched);
         }
         let exit = Target::from_word(flow.egress(dir)).exit(snapshot);
         let Some(exit) = exit.filter(|exit| exit.suits(rewrite.src, rewrite.dst)) else {
             return End::Done(Verdict::Drop(Drop::PodUnreachable), matched);
         };
-        let ttl = ttl_of(flow.origin());
+        let ttl = ttl_of(flow);
         if ttl == Ttl::Decrement && parsed.ttl <= 1 {
             return End::Tell { reason: Drop::TtlExceeded, report: Report::TimeExceeded, matched };
         }

@@ -7,7 +7,6 @@
 
 use super::target::{Target, TargetKind};
 use super::{Matched, Moment, Staged, Worker, segment};
-use crate::flow::Origin;
 use crate::frame::{Frame, GsoKind, Packet};
 use crate::snapshot::HopKind;
 use crate::verdict::Verdict;
@@ -45,9 +44,8 @@ impl<F: Frame> Worker<F> {
             TargetKind::KernelPod | TargetKind::KernelEni => false,
         };
         let usual = leads
-            && Target::from_word(flow.egress(dir.opposite())).admits(packet.ingress)
+            && Target::from_word(flow.egress(dir.opposite())).admits_directly(packet.ingress)
             && flow.policy_generation() == moment.snapshot.policy.generation()
-            && matches!(flow.origin(), Origin::Pod | Origin::Wire)
             && u32::from(parsed.total_len) <= hop.mtu;
         if !usual {
             return None;

@@ -3,11 +3,11 @@
 use super::target::Exit;
 use super::{End, Matched, Moment, Worker};
 use crate::counters::Event;
-use crate::frame::{Frame, GsoKind, Offload, Packet};
+use crate::frame::{Frame, GsoKind, Ingress, Offload, Packet};
 use crate::snapshot::{Link, Snapshot};
 use crate::trace::Trace;
 use crate::verdict::{Drop, Verdict};
-use crate::wire::{self, Parsed, Report, Rewrite, TcpFlags, Ttl};
+use crate::wire::{self, Kind, Parsed, Report, Rewrite, TcpFlags, Ttl};
 
 impl<F: Frame> Worker<F> {
     /// Rewrites a packet and sends it on.
@@ -26,6 +26,11 @@ impl<F: Frame> Worker<F> {
         ttl: Ttl,
         matched: Option<Matched>,
     ) -> End {
+        // The checksum of SCTP covers the whole datagram, of which this is a piece.
+        let ports = (rewrite.sport, rewrite.dport) != (parsed.key.sport(), parsed.key.dport());
+        if parsed.is_fragment() && ports && matches!(parsed.kind, Kind::Sctp { .. }) {
+            return End::Done(Verdict::Drop(Drop::UnsupportedProtocol), matched);
+        }
         if ttl == Ttl::Decrement && parsed.ttl <= 1 {
             return End::Tell { reason: Drop::TtlExceeded, report: Report::TimeExceeded, matched };
         }
@@ -39,9 +44,10 @@ impl<F: Frame> Worker<F> {
         send(moment, packet, exit, rewrite.dst, matched)
     }
 
-    /// Hands a packet to the kernel, untouched, where it came from.
+    /// Hands a packet to the kernel, untouched, where it came from; what came from there for a pod, to the pod.
     pub(super) fn hand_back(&mut self, moment: Moment<'_>, packet: &mut Packet<F>, parsed: &Parsed) -> End {
         let exit = match moment.snapshot.link(packet.ingress.ifindex()) {
+            Some(Link::Pod(pod)) if matches!(packet.ingress, Ingress::FromNode(_)) => Exit::Pod(pod),
             Some(Link::Pod(pod)) => Exit::KernelPod(pod),
             Some(Link::Eni(eni)) => Exit::KernelEni(eni),
             None => return End::drop(Drop::UnknownInterface),

@@ -136,10 +136,10 @@ impl<F: Frame> Worker<F> {
                     }
                     _ => way,
                 };
-                (rewrite, ttl_of(flow.origin()))
+                (rewrite, ttl_of(flow))
             }
             None => {
-                let kernels = matches!(ingress, Ingress::Host(_) | Ingress::ToPod(_));
+                let kernels = matches!(ingress, Ingress::Host(_) | Ingress::ToPod(_) | Ingress::FromNode(_));
                 let ttl = if kernels || target.is_kernel() { Ttl::Keep } else { Ttl::Decrement };
                 (Rewrite::identity(&parsed.key), ttl)
             }

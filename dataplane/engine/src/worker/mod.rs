@@ -18,6 +18,8 @@ mod finish;
 mod forward;
 mod fragments;
 mod open;
+mod recheck;
+mod serve;
 mod target;
 mod waiting;
 
@@ -25,10 +27,11 @@ use std::sync::Arc;
 
 use self::finish::IcmpBudget;
 use self::fragments::{Fragment, Piece};
-use self::target::Target;
+use self::recheck::Recheck;
+use self::target::{Target, ttl_between};
 use self::waiting::WaitingRoom;
 use crate::counters::{Counters, Event};
-use crate::flow::{Aged, Dir, FlowId, FlowTable, Local, Origin, TableError, TcpSegment, TcpVerdict};
+use crate::flow::{Aged, Dir, Flow, FlowId, FlowTable, Local, TableError, TcpSegment, TcpVerdict};
 use crate::frag::{self, FragTable, FragmentIds};
 use crate::frame::{Frame, Ingress, Offload, Packet};
 use crate::nat::PortChooser;
@@ -312,8 +315,11 @@ impl<F: Frame> Worker<F> {
     fn packet(&mut self, moment: Moment<'_>, packet: &mut Packet<F>, stage: &Staged) -> End {
         let parsed = &stage.parsed;
         match parsed.kind {
-            Kind::Tcp { .. } | Kind::Udp | Kind::IcmpQuery { .. } | Kind::Other(_) => {}
+            Kind::Tcp { .. } | Kind::Udp | Kind::Sctp { .. } | Kind::IcmpQuery { .. } | Kind::Other(_) => {}
             Kind::IcmpError => return self.icmp_error(moment, packet, parsed),
+            Kind::IcmpOther if matches!(packet.ingress, Ingress::FromNode(_)) => {
+                return self.open(moment, packet, parsed);
+            }
             Kind::IcmpOther => return End::drop(Drop::IcmpType),
             // Never without its first fragment's decision.
             Kind::LaterFragment => return End::drop(Drop::FragmentTimeout),
@@ -339,10 +345,12 @@ impl<F: Frame> Worker<F> {
         if !Target::from_word(flow.egress(matched.dir.opposite())).admits(packet.ingress) {
             return self.misplaced(moment, packet, parsed, matched);
         }
-        if flow.policy_generation() != moment.snapshot.policy.generation()
-            && !self.recheck(moment, matched.id)
-        {
-            return End::Done(Verdict::Drop(Drop::Revoked), Some(matched));
+        if flow.policy_generation() != moment.snapshot.policy.generation() {
+            match self.recheck(moment, matched) {
+                Recheck::Stays => {}
+                Recheck::Revoked => return End::Done(Verdict::Drop(Drop::Revoked), Some(matched)),
+                Recheck::Moved => return self.orphaned(moment, packet, parsed, matched),
+            }
         }
         self.carry(moment, packet, parsed, matched)
     }
@@ -362,11 +370,11 @@ impl<F: Frame> Worker<F> {
         let Some(exit) = exit.filter(|exit| exit.suits(rewrite.src, rewrite.dst)) else {
             return self.orphaned(moment, packet, parsed, matched);
         };
-        let ttl = ttl_of(flow.origin());
+        let ttl = ttl_of(flow);
         match parsed.kind {
             Kind::Tcp { .. } => {
                 if !self.tcp(moment.now, packet, parsed, matched) {
-                    // The other end of a closed connection opens one of its own.
+                    // A connection of its own: the other end's on a closed one, or the next one to a service.
                     self.local.remove(&self.table, matched.id);
                     return self.open(moment, packet, parsed);
                 }
@@ -383,24 +391,19 @@ impl<F: Frame> Worker<F> {
         let Some(segment) = segment(packet.frame.bytes(), parsed) else { return true };
         match self.table.tcp(matched.id, matched.dir, now, &segment) {
             TcpVerdict::Accepted => {}
-            TcpVerdict::Reopened => self.counters.add(Event::FlowsReopened, 1),
+            TcpVerdict::Reopened => {
+                let flow = self.table.flow(matched.id);
+                // To a service it may go to another endpoint, and must where that one is gone.
+                if serve::is_served(&flow.original(), &flow.translated()) {
+                    self.counters.add(Event::FlowsOrphaned, 1);
+                    return false;
+                }
+                self.counters.add(Event::FlowsReopened, 1);
+            }
             TcpVerdict::Implausible => self.counters.add(Event::ImplausibleClose, 1),
             TcpVerdict::Unsolicited => return false,
         }
         true
-    }
-
-    /// Asks the policy again; false: the flow is revoked and gone.
-    #[cold]
-    fn recheck(&mut self, moment: Moment<'_>, id: FlowId) -> bool {
-        let flow = self.table.flow(id);
-        self.counters.add(Event::FlowsRechecked, 1);
-        if moment.snapshot.policy.allows(&flow.original()) {
-            flow.set_policy_generation(moment.snapshot.policy.generation());
-            return true;
-        }
-        self.local.remove(&self.table, id);
-        false
     }
 
     /// A packet that matches a flow but came from where the flow does not come from.
@@ -412,6 +415,9 @@ impl<F: Frame> Worker<F> {
         parsed: &Parsed,
         matched: Matched,
     ) -> End {
+        if matches!(packet.ingress, Ingress::FromNode(_)) {
+            return self.open(moment, packet, parsed);
+        }
         let came = Target::from_word(self.table.flow(matched.id).egress(matched.dir.opposite()));
         let key = parsed.key;
         let current = came.exit(moment.snapshot).is_some_and(|exit| exit.suits(key.dst(), key.src()));
@@ -444,13 +450,11 @@ fn fetch<F: Frame>(packet: &Packet<F>) {
     }
 }
 
-/// What the engine forwards loses a hop; what the kernel has forwarded or will forward, or sends itself, does not.
+/// What happens to the TTL of a flow's packets.
 #[inline]
-const fn ttl_of(origin: Origin) -> Ttl {
-    match origin {
-        Origin::Pod | Origin::Wire => Ttl::Decrement,
-        Origin::Kernel | Origin::Host => Ttl::Keep,
-    }
+fn ttl_of(flow: Flow<'_>) -> Ttl {
+    let target = |dir| Target::from_word(flow.egress(dir));
+    ttl_between(target(Dir::Forward), target(Dir::Reply))
 }
 
 /// What the TCP state machine looks at; none for another protocol.

@@ -3,6 +3,7 @@
 use crate::frame::Ingress;
 use crate::snapshot::{EniEntry, Link, PodEntry, Snapshot, Unresolved};
 use crate::verdict::Verdict;
+use crate::wire::Ttl;
 
 const KIND_SHIFT: u32 = 28;
 const INDEX: u32 = (1 << KIND_SHIFT) - 1;
@@ -103,8 +104,20 @@ impl Target {
         match ingress {
             Ingress::Pod(ifindex) => self.0 == Self::new(TargetKind::Pod, ifindex).0,
             Ingress::Eni(_) => matches!(self.kind(), TargetKind::Eni),
-            Ingress::ToPod(ifindex) => self.0 == Self::new(TargetKind::KernelPod, ifindex).0,
+            Ingress::ToPod(ifindex) | Ingress::FromNode(ifindex) => {
+                self.0 == Self::new(TargetKind::KernelPod, ifindex).0
+            }
             Ingress::Host(_) => matches!(self.kind(), TargetKind::KernelEni),
+        }
+    }
+
+    /// [`Target::admits`] for the fast tier, which carries what stays on pods' veths and on ENIs.
+    #[inline]
+    pub(super) fn admits_directly(self, ingress: Ingress) -> bool {
+        match ingress {
+            Ingress::Pod(ifindex) => self.0 == Self::new(TargetKind::Pod, ifindex).0,
+            Ingress::Eni(_) => matches!(self.kind(), TargetKind::Eni),
+            Ingress::ToPod(_) | Ingress::Host(_) | Ingress::FromNode(_) => false,
         }
     }
 
@@ -114,7 +127,7 @@ impl Target {
         match ingress {
             Ingress::ToPod(_) | Ingress::Host(_) => opens && self.kind() == TargetKind::Eni,
             Ingress::Eni(_) => opens && self.is_kernel(),
-            Ingress::Pod(_) => false,
+            Ingress::Pod(_) | Ingress::FromNode(_) => false,
         }
     }
 
@@ -122,6 +135,12 @@ impl Target {
     const fn new(kind: TargetKind, ifindex: u32) -> Self {
         Self((kind as u32) << KIND_SHIFT | ifindex & INDEX)
     }
+}
+
+/// What the engine forwards loses a hop; what the kernel has forwarded or will forward, sends itself or takes itself, does not.
+#[inline]
+pub(super) fn ttl_between(one: Target, other: Target) -> Ttl {
+    if one.is_kernel() || other.is_kernel() { Ttl::Keep } else { Ttl::Decrement }
 }
 
 impl Exit<'_> {

@@ -12,7 +12,7 @@ use crate::world::Input;
 
 /// What the engine forwards loses a hop; what the kernel has forwarded or will forward does not.
 pub(crate) fn ttl_falls(ingress: Ingress, to: Verdict) -> bool {
-    let from_kernel = matches!(ingress, Ingress::ToPod(_) | Ingress::Host(_));
+    let from_kernel = matches!(ingress, Ingress::ToPod(_) | Ingress::Host(_) | Ingress::FromNode(_));
     let to_kernel = matches!(to, Verdict::KernelPod { .. } | Verdict::KernelEni { .. });
     !from_kernel && !to_kernel
 }
@@ -24,7 +24,7 @@ pub(crate) fn counts(input: &Input, drop: Option<Drop>, events: &[Event]) -> BTr
         *counts.entry(event.name()).or_insert(0) += 1;
         flows += match event {
             Event::FlowsOpened => 1,
-            Event::FlowsExpired | Event::FlowsEvicted | Event::FlowsOrphaned => -1,
+            Event::FlowsExpired | Event::FlowsEvicted | Event::FlowsOrphaned | Event::FlowsRevoked => -1,
             _ => 0,
         };
     }
@@ -88,6 +88,10 @@ fn masked(frame: &[u8], parsed: &Parsed, mss: bool, id: bool) -> Vec<u8> {
         Kind::Udp => {
             frame[l4..l4 + 4].fill(0);
             frame[l4 + 6..l4 + 8].fill(0);
+        }
+        Kind::Sctp { .. } => {
+            frame[l4..l4 + 4].fill(0);
+            frame[l4 + 8..l4 + 12].fill(0);
         }
         Kind::IcmpQuery { .. } => frame[l4 + 2..l4 + 6].fill(0),
         Kind::IcmpError | Kind::IcmpOther | Kind::Other(_) | Kind::LaterFragment => {}

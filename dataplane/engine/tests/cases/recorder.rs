@@ -34,7 +34,12 @@ impl Recorder {
         let mut outs = outs.iter().peekable();
         for went in &self.went[self.checked..] {
             let same = outs.next_if(|o| (o.verdict, &o.frame) == (went.note.verdict, &went.bytes)).is_some();
-            let told = matches!(went.note.verdict, Verdict::Drop(Drop::TtlExceeded | Drop::FragNeeded));
+            let told = matches!(
+                went.note.verdict,
+                Verdict::Drop(
+                    Drop::TtlExceeded | Drop::FragNeeded | Drop::ServiceUnknown | Drop::ServiceNoEndpoints
+                )
+            );
             assert!(same || told, "traced {went:?}, came out: {:?}", outs.peek());
         }
         assert!(outs.peek().is_none(), "not traced: {:?}", outs.peek());

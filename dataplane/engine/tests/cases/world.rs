@@ -179,7 +179,9 @@ impl World {
     pub(crate) fn reload(&mut self, change: impl FnOnce(&mut State, &mut HostFacts)) {
         change(&mut self.state, &mut self.host);
         self.generation += 1;
-        self.snapshot = Snapshot::compile(&self.state, &self.host, self.generation).unwrap().0;
+        let previous = Some(&self.snapshot);
+        let next = Snapshot::compile_after(&self.state, &self.host, self.generation, previous);
+        self.snapshot = next.unwrap().0;
     }
 
     /// Moves the clock.

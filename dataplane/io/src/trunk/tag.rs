@@ -13,6 +13,8 @@ pub const TO_POD: u8 = 0x12;
 pub const HOST: u8 = 0x13;
 /// Kernel to engine: it came from the wire, with `--eni-port=tap`; the index is the ENI's.
 pub const ENI: u8 = 0x14;
+/// Kernel to engine: the node itself answers a pod from a service's endpoint; index as for [`POD`].
+pub const FROM_NODE: u8 = 0x15;
 /// Engine to kernel: deliver to the pod behind this host end.
 pub const DELIVER_POD: u8 = 0x21;
 /// Engine to kernel: send by this ENI, with `--eni-port=tap`.
@@ -33,6 +35,7 @@ pub fn ingress(source: [u8; 6]) -> Option<Ingress> {
         TO_POD => Some(Ingress::ToPod(ifindex)),
         HOST => Some(Ingress::Host(ifindex)),
         ENI => Some(Ingress::Eni(ifindex)),
+        FROM_NODE => Some(Ingress::FromNode(ifindex)),
         _ => None,
     }
 }

@@ -8,7 +8,8 @@ use std::os::unix::net::UnixDatagram;
 use etherparse::{PacketBuilder, TcpOptionElement};
 use proptest::prelude::*;
 use sluice_bpf::shared::{
-    TAG_ENI, TAG_ENI_OUT, TAG_FROM_POD, TAG_HOST, TAG_KERNEL_ENI, TAG_KERNEL_POD, TAG_POD, TAG_TO_POD,
+    TAG_ENI, TAG_ENI_OUT, TAG_FROM_NODE, TAG_FROM_POD, TAG_HOST, TAG_KERNEL_ENI, TAG_KERNEL_POD, TAG_POD,
+    TAG_TO_POD,
 };
 use sluice_engine::wire::checksum::{add, pseudo, sum};
 use sluice_engine::{Drop as Reason, GsoKind, Ingress, Offload, Verdict};
@@ -314,6 +315,7 @@ fn tags_are_the_contract_with_the_programs() {
         (0x12, Ingress::ToPod(0x0102_0304)),
         (0x13, Ingress::Host(0x0102_0304)),
         (0x14, Ingress::Eni(0x0102_0304)),
+        (0x15, Ingress::FromNode(0x0102_0304)),
     ] {
         assert_eq!(tag::ingress([2, kind, 1, 2, 3, 4]), Some(ingress));
     }
@@ -324,8 +326,9 @@ fn tags_are_the_contract_with_the_programs() {
     assert_eq!(tag::egress(Verdict::Eni { ifindex }), Some([2, 0x22, 1, 2, 3, 4]));
     assert_eq!(tag::egress(Verdict::KernelPod { ifindex }), Some([2, 0x23, 1, 2, 3, 4]));
     assert_eq!(tag::egress(Verdict::KernelEni { ifindex }), Some([2, 0x24, 1, 2, 3, 4]));
-    let ours = [tag::POD, tag::TO_POD, tag::HOST, tag::ENI];
-    assert_eq!(ours.map(u32::from), [TAG_FROM_POD, TAG_TO_POD, TAG_HOST, TAG_ENI].map(u32::from));
+    let ours = [tag::POD, tag::TO_POD, tag::HOST, tag::ENI, tag::FROM_NODE];
+    let theirs = [TAG_FROM_POD, TAG_TO_POD, TAG_HOST, TAG_ENI, TAG_FROM_NODE];
+    assert_eq!(ours.map(u32::from), theirs);
     let ours = [tag::DELIVER_POD, tag::SEND_ENI, tag::KERNEL_POD, tag::KERNEL_ENI];
     assert_eq!(ours.map(u32::from), [TAG_POD, TAG_ENI_OUT, TAG_KERNEL_POD, TAG_KERNEL_ENI].map(u32::from));
 }

@@ -1,6 +1,6 @@
 //! The builder of frames.
 
-use super::check::full_l4_checksum;
+use super::check::{full_l4_checksum, sctp_checksum};
 use crate::frame::Offload;
 use crate::wire::{ETHERNET_LEN, checksum};
 use etherparse::{IpFragOffset, IpNumber, Ipv4Header, TcpHeader, UdpHeader};
@@ -20,6 +20,13 @@ pub fn tcp(from: &str, to: &str) -> FrameBuilder {
     let mut header = TcpHeader::new(from.port(), to.port(), 1000, 64_000);
     header.ack = true;
     FrameBuilder::new(*from.ip(), *to.ip(), L4::Tcp { header, flags: None, options: Vec::new() })
+}
+
+/// An SCTP packet from `"address:port"` to `"address:port"` with one chunk of this type, whose value is the payload.
+#[must_use]
+pub fn sctp(from: &str, to: &str, chunk: u8) -> FrameBuilder {
+    let (from, to) = (socket(from), socket(to));
+    FrameBuilder::new(*from.ip(), *to.ip(), L4::Sctp { sport: from.port(), dport: to.port(), chunk })
 }
 
 /// An ICMP echo request with a short payload.
@@ -62,6 +69,7 @@ enum L4 {
     Udp { sport: u16, dport: u16, len: Option<u16> },
     Tcp { header: TcpHeader, flags: Option<u8>, options: Vec<u8> },
     Icmp { kind: u8, code: u8, rest: u32 },
+    Sctp { sport: u16, dport: u16, chunk: u8 },
     Raw(u8),
 }
 
@@ -93,6 +101,7 @@ impl FrameBuilder {
             L4::Udp { .. } => IpNumber::UDP,
             L4::Tcp { .. } => IpNumber::TCP,
             L4::Icmp { .. } => IpNumber::ICMP,
+            L4::Sctp { .. } => IpNumber::SCTP,
             L4::Raw(protocol) => IpNumber(protocol),
         };
         let mut ip =
@@ -314,7 +323,7 @@ impl FrameBuilder {
         let csum_offset = match self.l4 {
             L4::Udp { .. } => 6,
             L4::Tcp { .. } => 16,
-            L4::Icmp { .. } | L4::Raw(_) => panic!("only TCP and UDP have a pseudo header"),
+            L4::Icmp { .. } | L4::Sctp { .. } | L4::Raw(_) => panic!("only TCP and UDP have a pseudo header"),
         };
         let csum_start = u16::try_from(ETHERNET_LEN + self.ip.header_len()).expect("at most 74");
         (builder.build(), Offload { partial: true, csum_start, csum_offset, ..Offload::default() })
@@ -325,6 +334,25 @@ impl FrameBuilder {
             L4::Tcp { header, flags, options } => (header, flags, options),
             other => panic!("no TCP: {other:?}"),
         }
+    }
+
+    fn sctp_bytes(&self) -> Vec<u8> {
+        let L4::Sctp { sport, dport, chunk } = self.l4 else { return Vec::new() };
+        let mut bytes = [sport.to_be_bytes(), dport.to_be_bytes()].concat();
+        bytes.extend_from_slice(&0x1234_5678u32.to_be_bytes());
+        bytes.extend_from_slice(&[0; 4]);
+        let len = u16::try_from(4 + self.payload.len()).expect("at most 65535 bytes");
+        bytes.extend_from_slice(&[chunk, 0]);
+        bytes.extend_from_slice(&len.to_be_bytes());
+        bytes.extend_from_slice(&self.payload);
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        let sum = match self.sum {
+            L4Sum::Full | L4Sum::Partial => sctp_checksum(&bytes),
+            L4Sum::Zero => [0; 4],
+            L4Sum::Wrong => sctp_checksum(&bytes).map(|byte| byte ^ 0x55),
+        };
+        bytes[8..12].copy_from_slice(&sum);
+        bytes
     }
 
     fn l4_bytes(&self) -> Vec<u8> {
@@ -355,6 +383,7 @@ impl FrameBuilder {
                 bytes.extend_from_slice(&rest.to_be_bytes());
                 (bytes, Some(2))
             }
+            L4::Sctp { .. } => return self.sctp_bytes(),
             L4::Raw(_) => (Vec::new(), None),
         };
         bytes.extend_from_slice(&self.payload);

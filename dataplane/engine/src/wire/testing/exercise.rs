@@ -80,7 +80,7 @@ fn rewriting(frame: &[u8], whole: usize, parsed: &Parsed) {
     assert_eq!(copy, frame, "no change is no change");
 
     let (sport, dport) = match parsed.kind {
-        Kind::Tcp { .. } | Kind::Udp => (key.dport() ^ 0x0F0F, key.sport()),
+        Kind::Tcp { .. } | Kind::Udp | Kind::Sctp { .. } => (key.dport() ^ 0x0F0F, key.sport()),
         Kind::IcmpQuery { reply: false } => (!key.sport(), 0),
         Kind::IcmpQuery { reply: true } => (0, !key.dport()),
         _ => (0, 0),
@@ -150,7 +150,7 @@ fn reporting(frame: &[u8], parsed: &Parsed, steer: u8) {
 
 fn headers_end(parsed: &Parsed, frame: &[u8]) -> usize {
     match parsed.kind {
-        Kind::Tcp { .. } | Kind::Udp | Kind::IcmpQuery { .. } => {
+        Kind::Tcp { .. } | Kind::Udp | Kind::Sctp { .. } | Kind::IcmpQuery { .. } => {
             usize::from(parsed.l4_offset()) + usize::from(parsed.l4_header_len)
         }
         _ => usize::from(parsed.l4_offset()).min(frame.len()),

@@ -14,6 +14,6 @@ mod build;
 mod check;
 mod exercise;
 
-pub use build::{FrameBuilder, echo_reply, echo_request, icmp, icmp_error, raw, tcp, udp};
+pub use build::{FrameBuilder, echo_reply, echo_request, icmp, icmp_error, raw, sctp, tcp, udp};
 pub use check::{fragments, read, reassemble, show, verify};
 pub use exercise::{exercise_fragments, exercise_frame};

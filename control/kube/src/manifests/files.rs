@@ -1,0 +1,225 @@
+//! What each file holds, and whose word counts where two say the same.
+//!
+//! A file that turns malformed must not take its objects down with it: a policy that vanishes for a typing error would
+//! open what it closed. So an object leaves only when its file says so in good form. Where a broken document tells which
+//! object it was, that one stays as it was; where it does not, everything stays that the file held and holds no more.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::decode::{self, Item, Key, Outcome};
+use super::finding::{Finding, Severity};
+use super::source::Source;
+use super::text::{self, Position};
+
+/// Bytes that a file may have.
+const MAX_FILE: u64 = 64 * 1024 * 1024;
+
+/// An object that is another one than before; without a source it is gone.
+#[derive(Debug)]
+pub(super) struct Edit {
+    pub key: Key,
+    pub source: Option<Arc<Source>>,
+}
+
+/// All files of a directory.
+#[derive(Debug, Default)]
+pub(super) struct Files {
+    files: BTreeMap<Arc<Path>, File>,
+    /// The files that speak of an object; the first in path order counts.
+    claims: HashMap<Key, BTreeSet<Arc<Path>>>,
+    /// Objects of which more than one file speaks.
+    disputed: BTreeSet<Key>,
+}
+
+#[derive(Debug, Default)]
+struct File {
+    items: BTreeMap<Key, Held>,
+    findings: Vec<Finding>,
+}
+
+#[derive(Debug)]
+struct Held {
+    line: usize,
+    source: Arc<Source>,
+}
+
+impl Files {
+    /// The files that are known, in path order.
+    pub(super) fn paths(&self) -> impl Iterator<Item = &Arc<Path>> {
+        self.files.keys()
+    }
+
+    /// Reads files again, and gives the objects that are others now.
+    pub(super) fn reload(&mut self, paths: &BTreeSet<Arc<Path>>) -> Vec<Edit> {
+        let mut before: BTreeMap<Key, Option<Arc<Source>>> = BTreeMap::new();
+        for path in paths {
+            let text = read(path);
+            let old = self.files.remove(path);
+            let new = match text {
+                Ok(text) => Some(File::parse(path, &text, old.as_ref())),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+                Err(error) => Some(File::unread(path, &error, old.as_ref())),
+            };
+            let keys: BTreeSet<&Key> = old.iter().chain(&new).flat_map(|f| f.items.keys()).collect();
+            let keys: Vec<Key> = keys.into_iter().cloned().collect();
+            if let Some(old) = old {
+                self.files.insert(Arc::clone(path), old);
+            }
+            for key in &keys {
+                before.entry(key.clone()).or_insert_with(|| self.source(key).cloned());
+            }
+            match new {
+                Some(new) => self.files.insert(Arc::clone(path), new),
+                None => self.files.remove(path),
+            };
+            keys.into_iter().for_each(|key| self.claim(path, key));
+        }
+        let edits = before.into_iter().map(|(key, before)| (self.source(&key).cloned(), key, before));
+        edits
+            .filter(|(now, _, before)| now != before)
+            .map(|(now, key, _)| Edit { key, source: now })
+            .collect()
+    }
+
+    fn claim(&mut self, path: &Arc<Path>, key: Key) {
+        let held = self.files.get(path).is_some_and(|file| file.items.contains_key(&key));
+        let claims = self.claims.entry(key.clone()).or_default();
+        if held {
+            claims.insert(Arc::clone(path));
+        } else {
+            claims.remove(path);
+        }
+        match claims.len() {
+            0 => {
+                self.claims.remove(&key);
+                self.disputed.remove(&key);
+            }
+            1 => {
+                self.disputed.remove(&key);
+            }
+            _ => {
+                self.disputed.insert(key);
+            }
+        }
+    }
+
+    /// What counts for an object.
+    fn source(&self, key: &Key) -> Option<&Arc<Source>> {
+        self.held(key).map(|(_, held)| &held.source)
+    }
+
+    fn held(&self, key: &Key) -> Option<(&Arc<Path>, &Held)> {
+        let path = self.claims.get(key)?.first()?;
+        Some((path, self.files.get(path)?.items.get(key)?))
+    }
+
+    /// The file and line of an object.
+    pub(super) fn place(&self, key: &Key) -> Option<(Arc<Path>, usize)> {
+        self.held(key).map(|(path, held)| (Arc::clone(path), held.line))
+    }
+
+    /// Everything there is to say about the files.
+    pub(super) fn findings(&self) -> Vec<Finding> {
+        let mut findings: Vec<_> = self.files.values().flat_map(|f| f.findings.iter().cloned()).collect();
+        for key in &self.disputed {
+            let mut places = self.claims[key].iter().filter_map(|path| {
+                let line = self.files.get(path)?.items.get(key)?.line;
+                Some((path, line))
+            });
+            let Some((first, line)) = places.next() else { continue };
+            let message = format!("{key} is also in {}:{line}, which stays in force", first.display());
+            findings.extend(places.map(|(path, line)| Finding {
+                file: Some(Arc::clone(path)),
+                line,
+                column: 0,
+                severity: Severity::Error,
+                message: message.clone(),
+            }));
+        }
+        findings
+    }
+}
+
+fn read(path: &Path) -> io::Result<String> {
+    let length = std::fs::metadata(path)?.len();
+    if length > MAX_FILE {
+        let message = format!("{length} bytes are more than the {MAX_FILE} that are read: split the file");
+        return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+    }
+    std::fs::read_to_string(path)
+}
+
+impl File {
+    fn parse(path: &Arc<Path>, text: &str, old: Option<&Self>) -> Self {
+        let json = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("json"));
+        let outcomes: Vec<Outcome> = if json {
+            text::json(text).into_iter().flat_map(decode::json).collect()
+        } else {
+            text::documents(text).iter().flat_map(decode::yaml).collect()
+        };
+        let mut file = Self::default();
+        let mut broken = BTreeSet::new();
+        let mut unknown_broken = false;
+        for outcome in outcomes {
+            match outcome {
+                Outcome::Good(item) => file.take(path, *item, old),
+                Outcome::Ignored { at, message } => file.say(path, at, Severity::Note, message),
+                Outcome::Bad { key, at, messages } => {
+                    let keeps = match &key {
+                        Some(key) => old.is_some_and(|old| old.items.contains_key(key)),
+                        None => old.is_some_and(|old| !old.items.is_empty()),
+                    };
+                    let tail = match (keeps, &key) {
+                        (false, _) => "",
+                        (true, Some(_)) => "; its last good version stays in force",
+                        (true, None) => "; what the file held before stays in force",
+                    };
+                    for message in messages {
+                        file.say(path, at, Severity::Error, format!("{message}{tail}"));
+                    }
+                    unknown_broken |= key.is_none();
+                    broken.extend(key);
+                }
+            }
+        }
+        let kept = old.into_iter().flat_map(|old| &old.items);
+        for (key, held) in kept.filter(|(key, _)| unknown_broken || broken.contains(*key)) {
+            let held = || Held { line: held.line, source: Arc::clone(&held.source) };
+            file.items.entry(key.clone()).or_insert_with(held);
+        }
+        file
+    }
+
+    fn unread(path: &Arc<Path>, error: &io::Error, old: Option<&Self>) -> Self {
+        let mut file = Self::default();
+        let tail = if old.is_some() { "; what it held before stays in force" } else { "" };
+        file.say(path, Position::default(), Severity::Error, format!("cannot be read: {error}{tail}"));
+        for (key, held) in old.into_iter().flat_map(|old| &old.items) {
+            file.items.insert(key.clone(), Held { line: held.line, source: Arc::clone(&held.source) });
+        }
+        file
+    }
+
+    fn take(&mut self, path: &Arc<Path>, item: Item, old: Option<&Self>) {
+        let Item { key, at, source, warnings } = item;
+        for warning in warnings {
+            self.say(path, at, Severity::Warning, format!("{key}: {warning}"));
+        }
+        if let Some(first) = self.items.get(&key) {
+            let message = format!("{key} is also in line {}, which stays in force", first.line);
+            return self.say(path, at, Severity::Error, message);
+        }
+        // What has not changed stays the same memory.
+        let same = old.and_then(|old| old.items.get(&key)).filter(|held| *held.source == source);
+        let source = same.map_or_else(|| Arc::new(source), |held| Arc::clone(&held.source));
+        self.items.insert(key, Held { line: at.line, source });
+    }
+
+    fn say(&mut self, path: &Arc<Path>, at: Position, severity: Severity, message: String) {
+        let file = Some(Arc::clone(path));
+        self.findings.push(Finding { file, line: at.line, column: at.column, severity, message });
+    }
+}
