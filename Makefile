@@ -3,7 +3,7 @@
 
 CARGO ?= cargo
 
-.PHONY: help demo demo-quick test lint doc build bench fuzz deps deps-run loom clean-lab
+.PHONY: help demo demo-quick stars star test lint doc build bench fuzz deps deps-run deps-test loom clean-lab
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -16,8 +16,19 @@ demo: build deps-run
 demo-quick:
 	$(MAKE) demo DEMO_FLAGS="--quick"
 
+## make stars       play the Stars demo: network policies on real pods; STARS_FLAGS=--serve shows it in a browser
+stars: build deps-run
+	target/release/sluice lab stars $(STARS_FLAGS)
+
+## make star        the demo's workload as a static binary, for an image: deploy/stars/star/Containerfile
+STAR_TARGET ?= $(shell rustc -vV | sed -n 's/^host: //p')
+star:
+	RUSTFLAGS="-C target-feature=+crt-static" $(CARGO) build --profile dist -p sluice-star --target $(STAR_TARGET)
+	mkdir -p target/star
+	cp target/$(STAR_TARGET)/dist/star deploy/stars/star/Containerfile target/star/
+
 ## make test        every test: engine, BPF programs, ports, daemon, lab end to end, kernel oracle
-test: deps deps-run
+test: deps deps-run deps-test
 	tests/run-all
 
 ## make lint        formatting, clippy with warnings denied, documentation, dependency rules
@@ -32,7 +43,7 @@ loom: deps
 
 ## make build       release binaries
 build: deps
-	$(CARGO) build --release -p sluice -p sluiced
+	$(CARGO) build --release -p sluice -p sluiced -p sluice-agent -p sluice-star
 
 ## make bench       forwarding harness against kernel peers (90 s); see bench/README.md
 bench: build deps-run
@@ -51,3 +62,6 @@ deps:
 
 deps-run:
 	@tests/apt iproute2 nftables iptables ethtool iperf3 tshark conntrack iputils-ping
+
+deps-test:
+	@tests/apt chromium

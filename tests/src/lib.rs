@@ -3,5 +3,8 @@
 //! What the tests share is here; the tests themselves are in `tests/`.
 #![forbid(unsafe_code)]
 
+pub mod browser;
+pub mod conformance;
 pub mod lab;
+pub mod networkpolicy;
 pub mod node;

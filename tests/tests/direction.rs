@@ -15,6 +15,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("sluice-kube", &["sluice-policy", "sluice-state"]),
     ("sluice-agent", &["sluice-kube", "sluice-policy", "sluice-state"]),
     ("sluice", &["sluice-engine", "sluice-io", "sluice-kube", "sluice-policy", "sluice-state"]),
+    ("sluice-star", &[]),
     ("sluice-bench", &["sluice-bpf", "sluice-engine", "sluice-io", "sluice-state"]),
     ("sluice-tests", &["sluice-bpf", "sluice-engine", "sluice-io", "sluice-state"]),
 ];

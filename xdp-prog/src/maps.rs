@@ -6,6 +6,7 @@ use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
 use std::net::Ipv4Addr;
 use std::os::fd::RawFd;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use libbpf_rs::{MapCore, MapFlags, MapHandle};
@@ -40,19 +41,6 @@ impl Map {
         self.handle.lookup(key, MapFlags::ANY).map_err(|source| self.error(format!("read {key:?}"), source))
     }
 
-    /// Makes the keys that it has the wanted ones. Those that stay are never missing, and what is new is there before what
-    /// is gone goes.
-    fn set_keys<const N: usize>(&self, wanted: &BTreeSet<[u8; N]>) -> Result<(), BpfError> {
-        let present: BTreeSet<[u8; N]> = self.handle.keys().map(|key| array(&key, 0)).collect();
-        for key in wanted.difference(&present) {
-            self.put(key, &1u32.to_ne_bytes())?;
-        }
-        for key in present.difference(wanted) {
-            self.take(key)?;
-        }
-        Ok(())
-    }
-
     /// True when there was something to take out.
     fn take(&self, key: &[u8]) -> Result<bool, BpfError> {
         match self.handle.delete(key) {
@@ -63,6 +51,35 @@ impl Map {
     }
 }
 
+/// A map of which only the keys count, and what is in it as far as this process knows.
+#[derive(Debug)]
+struct Keys<const N: usize> {
+    map: Map,
+    present: Mutex<Option<BTreeSet<[u8; N]>>>,
+}
+
+impl<const N: usize> Keys<N> {
+    fn of(map: Map) -> Self {
+        Self { map, present: Mutex::new(None) }
+    }
+
+    /// Makes the wanted keys the ones that it has. Those that stay are never missing, and what is new is there before what
+    /// is gone goes. The map is read once, for what an earlier process left, and again after a failure.
+    fn set(&self, wanted: &BTreeSet<[u8; N]>) -> Result<(), BpfError> {
+        let mut known = self.present.lock().unwrap_or_else(PoisonError::into_inner);
+        let present =
+            known.take().unwrap_or_else(|| self.map.handle.keys().map(|key| array(&key, 0)).collect());
+        for key in wanted.difference(&present) {
+            self.map.put(key, &1u32.to_ne_bytes())?;
+        }
+        for key in present.difference(wanted) {
+            self.map.take(key)?;
+        }
+        *known = Some(wanted.clone());
+        Ok(())
+    }
+}
+
 /// Every map of the object.
 #[derive(Debug)]
 pub(crate) struct Maps {
@@ -70,9 +87,9 @@ pub(crate) struct Maps {
     heartbeat: Map,
     links: Map,
     pods: Map,
-    local_addrs: Map,
-    frontends: Map,
-    node_endpoints: Map,
+    local_addrs: Keys<4>,
+    frontends: Keys<8>,
+    node_endpoints: Keys<8>,
     ports: Map,
     xsks: Map,
     counters: Map,
@@ -88,9 +105,9 @@ impl Maps {
             heartbeat: map("heartbeat")?,
             links: map("links")?,
             pods: map("pods")?,
-            local_addrs: map("local_addrs")?,
-            frontends: map("frontends")?,
-            node_endpoints: map("node_endpoints")?,
+            local_addrs: Keys::of(map("local_addrs")?),
+            frontends: Keys::of(map("frontends")?),
+            node_endpoints: Keys::of(map("node_endpoints")?),
             ports: map("ports")?,
             xsks: map("xsks")?,
             counters: map("counters")?,
@@ -344,7 +361,7 @@ impl Programs {
     /// [`BpfError::Map`].
     pub fn set_local_addresses(&self, addresses: &[Ipv4Addr]) -> Result<(), BpfError> {
         let wanted = addresses.iter().map(Ipv4Addr::octets).collect();
-        self.maps.local_addrs.set_keys(&wanted)
+        self.maps.local_addrs.set(&wanted)
     }
 
     /// Says which of the node's addresses and ports are services for pods: what a pod sends there is the engine's. The
@@ -358,7 +375,7 @@ impl Programs {
         if !wanted.is_empty() {
             self.set_flag(HAS_FRONTENDS, true)?;
         }
-        self.maps.frontends.set_keys(&wanted)?;
+        self.maps.frontends.set(&wanted)?;
         self.set_flag(HAS_FRONTENDS, !wanted.is_empty())
     }
 
@@ -370,7 +387,7 @@ impl Programs {
     pub fn set_node_endpoints(&self, endpoints: &BTreeSet<Endpoint>) -> Result<(), BpfError> {
         let address_of = |endpoint: &Endpoint| Endpoint { port: 0, protocol: 0, ..*endpoint };
         let wanted = endpoints.iter().flat_map(|e| [encode_endpoint(e), encode_endpoint(&address_of(e))]);
-        self.maps.node_endpoints.set_keys(&wanted.collect())
+        self.maps.node_endpoints.set(&wanted.collect())
     }
 
     fn set_flag(&self, flag: u32, on: bool) -> Result<(), BpfError> {

@@ -88,10 +88,11 @@ fn a_frame_too_short_for_its_ports_is_the_kernels() {
 fn what_may_answer_a_pod_that_reached_itself_is_the_engines() {
     let bench = Bench::pod();
     for port in OURS {
-        for protocol in [TCP, UDP, SCTP] {
+        for protocol in [TCP, UDP] {
             take(&bench, &from(NAT, protocol, port), HAIRPIN);
             leave(&bench, &from(NODE_LOCAL, protocol, port));
         }
+        leave(&bench, &from(NAT, SCTP, port));
         take(&bench, &Ip::new(POD, NAT, ICMP, icmp(0, port)), HAIRPIN);
         leave(&bench, &Ip::new(POD, NAT, ICMP, icmp(8, port)));
         leave(&bench, &Ip::new(POD, NODE_LOCAL, ICMP, icmp(0, port)));

@@ -11,6 +11,7 @@ mod netns;
 pub mod output;
 mod query;
 mod shell;
+pub mod stars;
 
 use std::ffi::OsString;
 use std::process::ExitCode;

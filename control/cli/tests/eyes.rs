@@ -10,8 +10,8 @@ use sluice_state::PortRange;
 use sluice_state::framing::{MAX_QUERY, read_message, write_message};
 use sluice_state::push::Hello;
 use sluice_state::query::{
-    Answer, CaptureFilter, CaptureRecord, Conservation, FlowFilter, FlowRow, Flows, Point, PortContract,
-    QUERY_VERSION, Query, Stats, Tuple,
+    Answer, CaptureFilter, CaptureRecord, Conservation, Extent, FlowFilter, FlowRow, Flows, Listener, Memory,
+    Point, PortContract, QUERY_VERSION, Query, Stats, Tuple,
 };
 
 /// Answers one client: its hello, its one question, and then whatever `answers` makes of that.
@@ -191,6 +191,8 @@ fn stats_and_ports_print_as_json_what_the_daemon_said() {
         workers: Vec::new(),
         flows: 0,
         flow_capacity: 1024,
+        extent: Extent { addresses: 5, ..Extent::default() },
+        memory: Memory::default(),
         conservation: Conservation { packets_in: 4, packets_out: 3, dropped: 1, held: 0, balanced: true },
     };
     let said = stats.clone();
@@ -207,6 +209,7 @@ fn stats_and_ports_print_as_json_what_the_daemon_said() {
         excluded: Vec::new(),
         node_ports: range(30_000, 32_767),
         listeners: Vec::new(),
+        services: vec![Listener { protocol: "tcp".into(), port: 8080 }],
         tcp: vec![range(1024, 8079), range(8081, 29_999)],
         udp: vec![range(1024, 29_999)],
         icmp: vec![range(1024, 29_999)],
@@ -219,6 +222,7 @@ fn stats_and_ports_print_as_json_what_the_daemon_said() {
     let done = sluice(dir.path(), &["ports"]);
     let text = stdout(&done);
     assert!(text.contains("1024-8079, 8081-29999 (28975 ports)") && text.contains("32768-60999"), "{text}");
+    assert!(text.contains("8080/tcp"), "{text}");
     done.success();
 }
 

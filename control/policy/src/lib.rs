@@ -20,9 +20,9 @@ mod selector;
 mod spec;
 mod world;
 
-pub use admission::{Refusal, RefusalKind, admit, admit_new, policy_from_json};
+pub use admission::{Refusal, RefusalKind, admit, admit_new, policy_from_json, unknown_fields};
 pub use model::{
     Change, ContainerPort, EndpointSlice, Kind, Labels, Namespace, Node, Object, ObjectId, Phase, Pod,
     Service, ServicePort, SliceEndpoint, SlicePort,
 };
-pub use world::{EnforcingMode, Finding, Settings, Update, World};
+pub use world::{Decision, End, EnforcingMode, Finding, Half, Probe, Settings, Update, World};

@@ -239,7 +239,8 @@ impl Plane {
     /// Brings a snapshot into force and waits until every worker works with it; false when one did not within `patience`.
     pub fn publish(&self, snapshot: Snapshot, patience: Duration) -> bool {
         let generation = snapshot.generation;
-        self.snapshot.store(Arc::new(snapshot));
+        // Kept until nobody works with it any more: freeing it is not for a worker, between two packets.
+        let _before = self.snapshot.swap(Arc::new(snapshot));
         self.seats.iter().for_each(Seat::rouse);
         let deadline = Instant::now() + patience;
         while !self.seats.iter().all(|seat| seat.generation.load(Ordering::Acquire) >= generation) {

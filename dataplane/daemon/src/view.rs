@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 
 use sluice_state::query::{PodStatus, Point, Report};
 
@@ -11,11 +12,11 @@ pub struct View {
     /// The start-up report, kept up to date.
     pub report: Report,
     /// The pods of the state in force.
-    pub pods: Vec<PodStatus>,
+    pub pods: Arc<[PodStatus]>,
     /// What an interface index is called.
-    pub points: HashMap<u32, Point>,
+    pub points: Arc<HashMap<u32, Point>>,
     /// Which pod an address belongs to, `namespace/name`.
-    pub owners: HashMap<Ipv4Addr, String>,
+    pub owners: Arc<HashMap<Ipv4Addr, String>>,
 }
 
 impl View {
@@ -32,7 +33,7 @@ impl View {
             }
             owners.insert(pod.ip, name);
         }
-        Self { report, pods, points, owners }
+        Self { report, pods: pods.into(), points: points.into(), owners: owners.into() }
     }
 
     /// Every point that a capture can show: pods, ENIs, then the drops.

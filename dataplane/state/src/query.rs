@@ -5,6 +5,7 @@
 //! [`Answer::CaptureStatus`] until either side closes. [`Client`] speaks it.
 
 mod capture;
+mod extent;
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -20,6 +21,7 @@ use crate::push::Hello;
 use crate::{Mac, PortRange};
 
 pub use capture::{CaptureFilter, CaptureRecord, Point};
+pub use extent::{Extent, Memory};
 
 /// The version of the query socket's protocol.
 pub const QUERY_VERSION: u32 = 1;
@@ -201,6 +203,10 @@ pub struct Report {
     pub enis: Vec<EniReport>,
     /// The port contract.
     pub ports: PortContract,
+    /// How much the state in force says about policy and services.
+    pub extent: Extent,
+    /// Memory that was set aside at the start.
+    pub memory: Memory,
     /// Everything that is degraded, worst first.
     pub findings: Vec<Finding>,
 }
@@ -278,6 +284,9 @@ pub struct PortContract {
     pub node_ports: PortRange,
     /// Ports inside the configured ranges that a process of the node holds; they are taken out.
     pub listeners: Vec<Listener>,
+    /// Ports inside the configured ranges that a service has on the node's address: host ports, NodePorts outside of their
+    /// range, external addresses that are the node's; they are taken out.
+    pub services: Vec<Listener>,
     /// What Sluice uses now for TCP.
     pub tcp: Vec<PortRange>,
     /// What Sluice uses now for UDP.
@@ -294,7 +303,7 @@ pub struct PortContract {
     pub findings: Vec<Finding>,
 }
 
-/// A port that a process of the node holds.
+/// A port that a process of the node or a service holds.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Listener {
     /// `tcp` or `udp`.
@@ -347,6 +356,10 @@ pub struct Stats {
     pub flows: u32,
     /// Flows that fit.
     pub flow_capacity: u32,
+    /// How much the state in force says about policy and services.
+    pub extent: Extent,
+    /// Memory that was set aside at the start.
+    pub memory: Memory,
     /// Whether every packet is accounted for.
     pub conservation: Conservation,
 }

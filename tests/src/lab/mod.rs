@@ -5,6 +5,7 @@
 
 mod frames;
 mod netns;
+mod push;
 mod sniff;
 mod stats;
 mod talk;
@@ -21,6 +22,7 @@ use serde_json::Value;
 
 pub use frames::{ETHERTYPE_ARP, Sender, mac};
 pub use netns::within;
+pub use push::Pusher;
 pub use sniff::{Seen, Sniffer};
 pub use stats::{Delta, Stats};
 pub use talk::{
@@ -353,12 +355,16 @@ pub fn program(name: &str) -> PathBuf {
     let found = own.ancestors().skip(1).take(2).map(|dir| dir.join(name)).find(|file| file.is_file());
     found.unwrap_or_else(|| {
         let release = if own.components().any(|c| c.as_os_str() == "release") { " --release" } else { "" };
-        panic!("`{name}` is not built beside {}: cargo build{release} -p sluice -p sluiced -p sluice-agent", own.display())
+        panic!("`{name}` is not built beside {}: cargo build{release} -p sluice -p sluiced -p sluice-agent -p sluice-star", own.display())
     })
 }
 
 /// Waits for this lab's turn: as many at once as half the machine's CPUs, or what the tests time is only each other.
-fn turn() -> Flock<File> {
+///
+/// # Panics
+/// The lock's file cannot be had.
+#[must_use]
+pub fn turn() -> Flock<File> {
     let slots = std::thread::available_parallelism().map_or(1, |n| n.get() / 2).max(1);
     loop {
         for slot in 0..slots {

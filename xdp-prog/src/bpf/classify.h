@@ -213,9 +213,9 @@ static __always_inline enum local_class classify_local(struct view *view, const 
 		if (!READ(view, l4_offset(ip), &l4)) {
 			if (is_frontend(ip->daddr, ip->protocol, l4.dest))
 				return LOCAL_FRONTEND;
-			/* SCTP has no space of its own: its mappings are out of TCP's. */
-			if (may_be_mapping && !is_fragment(ip) &&
-			    is_our_port(ip->protocol == IPPROTO_UDP ? SLUICE_PORTS_UDP : SLUICE_PORTS_TCP,
+			/* SCTP is never translated to this address: there is no set of ports for it. */
+			if (may_be_mapping && !is_fragment(ip) && ip->protocol != IPPROTO_SCTP &&
+			    is_our_port(ip->protocol == IPPROTO_TCP ? SLUICE_PORTS_TCP : SLUICE_PORTS_UDP,
 					bpf_ntohs(l4.dest)))
 				return LOCAL_HAIRPIN;
 		}

@@ -42,8 +42,12 @@ fn text(ports: &PortContract) -> String {
     rows.push(vec!["given by the state".to_owned(), ranges(&ports.configured)]);
     rows.push(vec!["taken out by the state".to_owned(), ranges(&ports.excluded)]);
     rows.push(vec!["NodePort range, never used".to_owned(), ports.node_ports.to_string()]);
-    let listeners: Vec<_> = ports.listeners.iter().map(|l| format!("{}/{}", l.port, l.protocol)).collect();
-    rows.push(vec!["held by processes of the node".to_owned(), or_none(listeners.join(", "))]);
+    for (holder, held) in
+        [("held by processes of the node", &ports.listeners), ("held by services", &ports.services)]
+    {
+        let held: Vec<_> = held.iter().map(|l| format!("{}/{}", l.port, l.protocol)).collect();
+        rows.push(vec![holder.to_owned(), or_none(held.join(", "))]);
+    }
     let ephemeral = ports.ephemeral.map_or("unknown".into(), |r| r.to_string());
     rows.push(vec!["the host's ephemeral ports".to_owned(), ephemeral]);
     rows.push(vec!["reserved from the host's sockets".to_owned(), ranges(&ports.reserved)]);

@@ -55,6 +55,21 @@ fn text(stats: &Stats, all: bool, workers: bool) -> String {
         c.held,
         if c.balanced { "balanced" } else { "NOT balanced (while packets move it may be off by a batch)" },
     );
+    let e = &stats.extent;
+    out.push_str(&format!(
+        "state: {} addresses of {} identities, {} sets of rules for {} isolated pods, {} services with {} frontends and {} endpoints\n\
+         memory set aside: flow table {} MiB for {} flows, UMEM {} MiB\n",
+        e.addresses,
+        e.identities,
+        e.rules,
+        e.isolated_pods,
+        e.services,
+        e.frontends,
+        e.endpoints,
+        stats.memory.flow_table >> 20,
+        stats.flow_capacity,
+        stats.memory.umem >> 20,
+    ));
     section(&mut out, "counters", &stats.total, all);
     drops(&mut out, "drops", &stats.drops, all);
     section(&mut out, "BPF programs", &stats.bpf, all);
@@ -100,7 +115,7 @@ fn push(out: &mut String, rows: &str) {
 
 #[cfg(test)]
 mod tests {
-    use sluice_state::query::Conservation;
+    use sluice_state::query::{Conservation, Extent, Memory};
 
     use super::*;
 
@@ -118,11 +133,17 @@ mod tests {
             workers: Vec::new(),
             flows: 1,
             flow_capacity: 1024,
+            extent: Extent { services: 12, ..Extent::default() },
+            memory: Memory { flow_table: 3 << 20, umem: 0 },
             conservation: Conservation { packets_in: 7, packets_out: 5, dropped: 2, held: 0, balanced: true },
         };
         let shown = text(&stats, false, false);
         assert!(
             shown.contains("spoof  2") && shown.contains("The source address is not the pod's"),
+            "{shown}"
+        );
+        assert!(
+            shown.contains("12 services") && shown.contains("flow table 3 MiB for 1024 flows"),
             "{shown}"
         );
         assert!(shown.contains("drops (1 at zero)") && !shown.contains("hairpin"), "{shown}");

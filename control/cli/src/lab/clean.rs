@@ -41,9 +41,15 @@ pub(crate) fn remove(name: &str) -> Result<Removed> {
     let mut removed = Removed::default();
     // A record that cannot be read is that of a killed `up`: the namespaces tell the rest.
     if let Ok(record) = Record::read(&paths) {
-        // The daemon first: it detaches while everything is still there.
-        let (daemon, others): (Vec<_>, Vec<_>) = record.processes.iter().partition(|p| p.name == "sluiced");
-        for process in daemon.into_iter().chain(others) {
+        // The agent first, or it would complain of a daemon that is gone; then the daemon: it detaches while everything is
+        // still there.
+        let mut processes: Vec<_> = record.processes.iter().collect();
+        processes.sort_by_key(|p| match p.name.as_str() {
+            "agent" => 0,
+            "sluiced" => 1,
+            _ => 2,
+        });
+        for process in processes {
             removed.processes += usize::from(process.is_alive());
             processes::stop(process);
         }

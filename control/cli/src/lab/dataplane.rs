@@ -58,18 +58,15 @@ pub(crate) fn start(
 }
 
 fn sluiced(node: &Netns, options: &Options, paths: &Paths, progress: &Progress) -> Result<Process> {
-    let binary = options.sluiced.clone().map_or_else(beside, Ok)?;
+    let binary = options.sluiced.clone().map_or_else(|| beside("sluiced", "--sluiced"), Ok)?;
     let log = paths.log("sluiced");
     let file = std::fs::File::create(&log).with_context(|| format!("cannot create {}", log.display()))?;
     let mut command = Command::new(&binary);
     command.arg("run");
-    command
-        .arg("--state")
-        .arg(paths.state())
-        .arg("--run-dir")
-        .arg(paths.run())
-        .arg("--bpffs")
-        .arg(paths.bpf());
+    if options.manifests.is_none() {
+        command.arg("--state").arg(paths.state());
+    }
+    command.arg("--run-dir").arg(paths.run()).arg("--bpffs").arg(paths.bpf());
     command.args(&options.sluiced_arg);
     // Only the network namespace is the node's: /sys and the bpffs stay the caller's.
     let child = node.within(|| spawn(&mut command, file))?;
@@ -129,15 +126,22 @@ pub(crate) fn report(run: &Path) -> Result<Report> {
     }
 }
 
-fn beside() -> Result<PathBuf> {
+/// A program that lies beside this one, or in PATH; `flag` is the way to name another.
+///
+/// # Errors
+/// There is none.
+pub(crate) fn beside(program: &str, flag: &str) -> Result<PathBuf> {
     let own = std::env::current_exe().context("cannot find this program's own file")?;
-    let beside = own.with_file_name("sluiced");
+    let beside = own.with_file_name(program);
     if beside.is_file() {
         return Ok(beside);
     }
     let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).map(|dir| dir.join("sluiced")).find(|f| f.is_file()).with_context(|| {
-        format!("no `sluiced` beside {} and none in PATH: build it (`cargo build -p sluiced`) or name it with --sluiced", own.display())
+    std::env::split_paths(&path).map(|dir| dir.join(program)).find(|f| f.is_file()).with_context(|| {
+        format!(
+            "no `{program}` beside {} and none in PATH: build it (`make build`) or name it with {flag}",
+            own.display()
+        )
     })
 }
 

@@ -3,6 +3,7 @@
 //! Everything that real nodes would have is laid out by [`topology`] and [`build`]; what forwards is a choice
 //! ([`Dataplane`]), so that Sluice and the kernel meet the same wires. The names and addresses are in `topology`.
 
+mod agent;
 mod build;
 mod clean;
 mod dataplane;
@@ -23,7 +24,10 @@ use clap::{Args, Subcommand};
 use crate::netns::{self, Netns};
 use crate::output::Format;
 use crate::shell;
+use crate::stars::{self, Stars};
 
+pub(crate) use agent::command as agent_command;
+pub(crate) use dataplane::{beside, report, spawn};
 pub(crate) use options::name;
 pub use options::{Dataplane, Name, Options};
 pub(crate) use progress::{Interrupt, Progress};
@@ -43,6 +47,8 @@ pub enum Lab {
     Status(Status),
     /// Run a command in one of the lab's namespaces: node, vpc, pod-a, host-x, imds, ...
     Exec(Exec),
+    /// Play the Stars demo: network policies on real pods, step by step
+    Stars(Box<Stars>),
 }
 
 /// What `sluice lab up --help` ends with.
@@ -133,6 +139,7 @@ pub fn run(command: &Lab) -> Result<ExitCode> {
         }
         Lab::Status(Status { name, output }) => status::show(&name.name, *output),
         Lab::Exec(exec) => exec_in(exec),
+        Lab::Stars(stars) => stars::run(stars),
     }
 }
 
@@ -142,6 +149,19 @@ pub fn run(command: &Lab) -> Result<ExitCode> {
 /// # Errors
 /// Not root, a tool is missing, the lab is up already, or a step failed.
 pub(crate) fn up(name: &str, options: &Options, progress: &Progress) -> Result<Record> {
+    up_prepared(name, options, progress, || Ok(()))
+}
+
+/// As [`up`]; `prepare` is called once the lab's directory is there and before anything is started.
+///
+/// # Errors
+/// As [`up`], or `prepare` failed.
+pub(crate) fn up_prepared(
+    name: &str,
+    options: &Options,
+    progress: &Progress,
+    prepare: impl FnOnce() -> Result<()>,
+) -> Result<Record> {
     require_root()?;
     shell::require(&["ip", "nft", "ethtool"])?;
     if options.dataplane == Dataplane::Iptables {
@@ -150,7 +170,7 @@ pub(crate) fn up(name: &str, options: &Options, progress: &Progress) -> Result<R
     let paths = Paths::new(name);
     let _lock = paths.lock()?;
     make_way(name, &paths, progress)?;
-    let built = assemble(name, options, &paths, progress);
+    let built = assemble(name, options, &paths, progress, prepare);
     if built.is_err() {
         progress.line(&format!("lab {name}: removing what was built"));
         if let Err(e) = clean::remove(name) {
@@ -205,17 +225,35 @@ fn make_way(name: &str, paths: &Paths, progress: &Progress) -> Result<()> {
     Ok(())
 }
 
-fn assemble(name: &str, options: &Options, paths: &Paths, progress: &Progress) -> Result<Record> {
+fn assemble(
+    name: &str,
+    options: &Options,
+    paths: &Paths,
+    progress: &Progress,
+    prepare: impl FnOnce() -> Result<()>,
+) -> Result<Record> {
     let topology = Topology::plan(name, options);
     paths.create()?;
+    prepare()?;
     let mut record = Record { topology, options: options.clone(), processes: Vec::new(), complete: false };
     record.write(paths)?;
     build::build(&record.topology, options, progress)?;
     progress.step("echo servers and IMDS")?;
     record.processes.push(start_server(name, paths)?);
     record.write(paths)?;
+    if options.manifests.is_some() && options.dataplane != Dataplane::Sluice {
+        bail!("--manifests needs --dataplane sluice: `{}` follows no agent", options.dataplane);
+    }
     let daemon = dataplane::start(&record.topology, options, paths, progress)?;
     record.processes.extend(daemon);
+    if let Some(manifests) = &options.manifests {
+        record.write(paths)?;
+        progress.step("sluice-agent")?;
+        let agent = agent::start(&record.topology, options, paths, manifests)?;
+        record.processes.push(agent);
+        record.write(paths)?;
+        agent::wait(&record, paths, progress)?;
+    }
     record.complete = true;
     record.write(paths)?;
     progress.check()?;

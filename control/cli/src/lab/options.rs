@@ -92,6 +92,15 @@ pub struct Options {
     /// A further argument for `sluiced run`, may be repeated, as in --sluiced-arg=--eni-port=tap
     #[arg(long, value_name = "ARG", allow_hyphen_values = true)]
     pub sluiced_arg: Vec<String>,
+    /// A directory of Kubernetes manifests: an agent follows it and tells the daemon, whose pods are the manifests' own
+    #[arg(long, value_name = "DIR")]
+    pub manifests: Option<PathBuf>,
+    /// The agent's binary [default: `sluice-agent` beside this program, then in PATH]
+    #[arg(long, value_name = "PATH")]
+    pub agent: Option<PathBuf>,
+    /// A further argument for `sluice-agent`, may be repeated
+    #[arg(long, value_name = "ARG", allow_hyphen_values = true)]
+    pub agent_arg: Vec<String>,
 }
 
 impl Options {

@@ -91,9 +91,14 @@ impl Progress {
 
     /// A line that stays.
     pub(crate) fn line(&self, text: &str) {
+        self.suspended(|| eprintln!("{text}"));
+    }
+
+    /// Prints something while the moving line is out of its way.
+    pub(crate) fn suspended(&self, print: impl FnOnce()) {
         match &self.bar {
-            Some(bar) => bar.suspend(|| eprintln!("{text}")),
-            None => eprintln!("{text}"),
+            Some(bar) => bar.suspend(print),
+            None => print(),
         }
     }
 

@@ -41,6 +41,11 @@ impl Paths {
         self.dir().join("state.toml")
     }
 
+    /// What the agent is told of the node, where there is one.
+    pub(crate) fn inventory(&self) -> PathBuf {
+        self.dir().join("inventory.toml")
+    }
+
     /// The daemon's run directory, with its sockets.
     pub(crate) fn run(&self) -> PathBuf {
         self.dir().join("run")
@@ -123,7 +128,7 @@ impl Drop for Lock {
 /// A process of the lab, told from a later one of the same number by when it started.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Process {
-    /// What it is: `server`, `sluiced`.
+    /// What it is: `server`, `sluiced`, `agent`.
     pub name: String,
     /// Its id.
     pub pid: i32,

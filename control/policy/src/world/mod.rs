@@ -17,6 +17,7 @@ use crate::spec::{PortName, Spec};
 use crate::{Change, Kind, Labels, Namespace, Node, Object, ObjectId, Pod, Refusal};
 
 mod classes;
+mod explain;
 mod intern;
 mod peers;
 mod pods;
@@ -27,6 +28,7 @@ mod tests;
 mod update;
 
 use classes::Classes;
+pub use explain::{Decision, End, Half, Probe};
 use intern::{Interner, NamedPort};
 use peers::Peers;
 use rules::{PolicyEntry, RulesTable};
@@ -168,7 +170,7 @@ impl World {
     /// The API server would refuse the object. Its last good version stays in force.
     pub fn apply(&mut self, change: Change) -> Result<(), Vec<Refusal>> {
         match change {
-            Change::Upsert(Object::Namespace(namespace)) => self.upsert_namespace(namespace),
+            Change::Upsert(Object::Namespace(namespace)) => self.upsert_namespace(&namespace),
             Change::Upsert(Object::Node(node)) => self.upsert_node(node),
             Change::Upsert(Object::Pod(pod)) => self.upsert_pod(pod),
             Change::Upsert(Object::NetworkPolicy(policy)) => self.upsert_policy(Spec::new(&policy)?),
@@ -201,7 +203,7 @@ impl World {
         }
     }
 
-    fn upsert_namespace(&mut self, namespace: Namespace) {
+    fn upsert_namespace(&mut self, namespace: &Namespace) {
         let mut labels = (*namespace.labels).clone();
         // The API server sees to it that this label is always there.
         labels.insert("kubernetes.io/metadata.name".into(), namespace.name.clone());
@@ -275,6 +277,18 @@ impl World {
         if self.namespaces.get(name).is_some_and(NamespaceEntry::is_unused) {
             self.namespaces.remove(name);
         }
+    }
+
+    /// Nothing is kept of what has gone.
+    #[cfg(test)]
+    fn is_empty(&self) -> bool {
+        self.namespaces.is_empty()
+            && self.pods.is_empty()
+            && self.takers.is_empty()
+            && self.policies.is_empty()
+            && self.ports.is_empty()
+            && self.peers.is_empty()
+            && self.classes.all.is_empty()
     }
 
     /// The name of this node.

@@ -92,10 +92,13 @@ pub(super) struct Peers {
     changed: Vec<Arc<Term>>,
 }
 
+/// Terms by the value of the label that they need.
+type ByValue = HashMap<Arc<str>, Vec<u32>, Hashing>;
+
 /// Terms by a label that they need; the rest need none.
 #[derive(Debug, Default)]
 struct Bucket {
-    anchored: HashMap<Arc<str>, HashMap<Arc<str>, Vec<u32>, Hashing>, Hashing>,
+    anchored: HashMap<Arc<str>, ByValue, Hashing>,
     rest: Vec<u32>,
 }
 
@@ -170,6 +173,12 @@ impl Peers {
             }
         }
         self.changed.push(term);
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        let bucket = |b: &Bucket| b.anchored.is_empty() && b.rest.is_empty();
+        self.ids.is_empty() && self.terms.is_empty() && self.own.is_empty() && bucket(&self.wide)
     }
 
     /// The terms that came or went since this was last asked.

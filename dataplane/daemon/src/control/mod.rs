@@ -9,7 +9,10 @@
 //! Nothing here is locked, because nothing is shared: readers get copies, workers get snapshots.
 
 mod enis;
+mod pods;
 mod publish;
+mod reach;
+mod show;
 mod start;
 
 use std::collections::{BTreeMap, HashMap};
@@ -21,9 +24,10 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender};
 use sluice_bpf::Programs;
+use sluice_engine::snapshot::HostFacts;
 use sluice_io::xsk::{Umem, XskPort};
 use sluice_state::push::PushReply;
-use sluice_state::query::{Finding, TrunkReport, WorkerReport};
+use sluice_state::query::{Finding, Memory, TrunkReport, WorkerReport};
 use sluice_state::{Generation, PortSet, State};
 
 use crate::host::{Host, Monitor, Neighbours};
@@ -84,6 +88,13 @@ pub struct Control {
     generation: u64,
     published: u64,
     host: Host,
+    /// The node's own addresses.
+    local: Vec<Ipv4Addr>,
+    /// What the engine was told of the host.
+    facts: Arc<HostFacts>,
+    /// The services as far as the node's own addresses are concerned, and what of them tc knows.
+    reach: reach::Reach,
+    places: reach::Places,
     contract: Contract,
     /// The ports that XDP and tc give to the engine: TCP, UDP, ICMP identifiers.
     steered: [PortSet; 3],
@@ -97,9 +108,10 @@ pub struct Control {
     anchor: Option<XskPort>,
     frags: bool,
     enis: BTreeMap<String, enis::OpenEni>,
-    pods: HashMap<u32, publish::PodBinding>,
+    pods: HashMap<u32, pods::PodBinding>,
     pod_problems: HashMap<Ipv4Addr, String>,
     trunk: TrunkReport,
+    memory: Memory,
     workers: Vec<WorkerReport>,
     findings: Vec<Finding>,
     threads: Vec<JoinHandle<()>>,

@@ -5,36 +5,36 @@
 //!  2 new ENIs are opened                                            5 new pods get their programs and map entries
 //!  3 ports: old and new; gone pods lose their map entries           6 ports: new, and old ones that flows have; gone ENIs are closed
 //! ```
+//!
+//! Most generations change policy or services and nothing else, many times a second in a large cluster. They cost what
+//! they change: what only depends on the node, its pods and its ports is left as it is.
 
-use std::collections::HashMap;
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 use std::time::Duration;
 
-use sluice_bpf::Programs;
 use sluice_engine::flow::FlowRecord;
 use sluice_engine::snapshot::{HostFacts, HostLink, Neighbour, Snapshot};
 use sluice_engine::wire::proto;
-use sluice_state::query::{Finding, PodStatus, Report};
-use sluice_state::{Invalid, Mac, OnFailure, PortSet, State};
+use sluice_state::{Invalid, OnFailure, PortSet, State};
 
+use super::reach::Reach;
 use super::{Control, lock};
 use crate::clock;
-use crate::expedite::Expedited;
 use crate::host::{Host, Link};
 use crate::plane::Route;
 use crate::ports::{Contract, HostPorts, nothing_left, union};
-use crate::settings::Settings;
-use crate::view::View;
 
 /// How long every worker has to take a snapshot.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// What the kernel was told of a pod.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct PodBinding {
-    ip: Ipv4Addr,
-    mac: Mac,
-    host_mac: Mac,
+/// What a state is brought into force with besides itself.
+struct Around {
+    /// The ports, where they have to be looked at again.
+    contract: Option<Contract>,
+    reach: Reach,
+    /// The kernel's view of the host is another one than last time.
+    host_changed: bool,
 }
 
 impl Control {
@@ -43,60 +43,84 @@ impl Control {
     /// # Errors
     /// Everything that is wrong with it on this host.
     pub(super) fn bring_into_force(&mut self, next: State, number: u64) -> Result<Vec<String>, Vec<Invalid>> {
-        if let Some(finding) = nothing_left(&next.snat_ports, self.settings.node_ports) {
+        let ports_changed = next.snat_ports != self.state.snat_ports || self.published == 0;
+        if ports_changed && let Some(finding) = nothing_left(&next.snat_ports, self.settings.node_ports) {
             return Err(vec![finding]);
         }
-        let contract = contract(&next, &self.settings, &self.contract);
-        self.bring_with(next, number, contract)
+        let reach = self.reach.follow(&next.services.services, &self.local);
+        let address = |state: &State| state.primary_eni().map(|eni| eni.address);
+        let changed = ports_changed
+            || address(&next) != address(&self.state)
+            || !reach.is_same(&self.reach) && reach.sockets() != self.reach.sockets();
+        let contract = changed.then(|| self.look_at_ports(&next, &reach));
+        self.bring_with(next, number, Around { contract, reach, host_changed: false })
     }
 
-    fn bring_with(
-        &mut self,
-        next: State,
-        number: u64,
-        contract: Contract,
-    ) -> Result<Vec<String>, Vec<Invalid>> {
-        let facts = facts(&next, &self.host, &contract);
+    fn bring_with(&mut self, next: State, number: u64, around: Around) -> Result<Vec<String>, Vec<Invalid>> {
+        let Around { contract, reach, host_changed } = around;
+        let first = self.published == 0;
+        let node = first || host_changed || next.enis != self.state.enis || next.node != self.state.node;
+        let pods = node || next.pods != self.state.pods || !self.pod_problems.is_empty();
+        let facts = if node || contract.is_some() {
+            Arc::new(facts(&next, &self.host, contract.as_ref().unwrap_or(&self.contract), &self.local))
+        } else {
+            Arc::clone(&self.facts)
+        };
         let publication = self.published + 1;
         let previous = self.plane.snapshot.load_full();
         let (snapshot, mut warnings) = Snapshot::compile_after(&next, &facts, publication, Some(&previous))?;
-        drop(previous);
-        let opened = self.open_new_enis(&next)?;
+        let opened = if node { self.open_new_enis(&next)? } else { Vec::new() };
         if next.limits != self.state.limits && self.generation > 0 {
             warnings.push("limits: the tables have the sizes of the start; restart to change them".into());
         }
         self.published = publication;
         self.state = next;
         self.generation = number;
-        self.contract = contract;
-        self.configure(&mut warnings);
-        // While one contract follows the other, what both give out: no reply is lost in between.
-        let both = union(self.contract.sets(), &self.steered);
-        self.set_ports(both, &mut warnings);
-        self.unbind_gone_pods(&mut warnings);
+        self.facts = facts;
+        let moved = !reach.is_same(&self.reach);
+        self.reach = reach;
+        if moved {
+            self.widen_places(&mut warnings);
+        }
+        if node {
+            self.configure(&mut warnings);
+        }
+        let ports = contract.is_some();
+        if let Some(contract) = contract {
+            self.contract = contract;
+            // While one contract follows the other, what both give out: no reply is lost in between.
+            let both = union(self.contract.sets(), &self.steered);
+            self.set_ports(both, &mut warnings);
+        }
+        if pods {
+            self.unbind_gone_pods(&mut warnings);
+        }
         if !self.plane.publish(snapshot, PATIENCE) {
             warnings.push(format!("not every worker has the state after {} s", PATIENCE.as_secs()));
         }
         // After a restart the kernel has had the traffic until now, where the operator wants that.
         self.keep_alive();
-        self.bind_pods(&mut warnings);
-        self.steer(&mut warnings);
-        self.close_gone_enis();
+        if pods {
+            self.bind_pods(&mut warnings);
+        }
+        if ports {
+            self.steer(&mut warnings);
+        }
+        if moved {
+            self.settle_places(&mut warnings);
+        }
+        if node {
+            self.close_gone_enis();
+        }
         if !opened.is_empty() {
             self.refresh_neighbours();
         }
-        self.show();
-        Ok(warnings)
-    }
-
-    /// Pins of pods whose interfaces went after the state had let them go.
-    fn sweep_pins(&self) {
-        let mut programs = lock(&self.programs);
-        for (ifindex, role) in programs.attached() {
-            if role == sluice_bpf::Role::FromPod {
-                let_go(&mut programs, &self.host, ifindex);
-            }
+        if pods || ports {
+            self.show();
+        } else {
+            self.show_generation();
         }
+        Ok(warnings)
     }
 
     /// The kernel reported a change: published when it is one that the engine or tc must know of.
@@ -105,10 +129,11 @@ impl Control {
             host.neighbours().filter(|(i, ..)| self.enis.values().any(|eni| eni.ifindex == *i)).collect()
         };
         let same = host.links().eq(self.host.links())
-            && host.local_addresses() == self.host.local_addresses()
+            && host.local_addresses() == self.local
             && known(&host) == known(&self.host);
         self.host = host;
         if !same {
+            self.local = self.host.local_addresses();
             self.sweep_pins();
             self.republish(self.contract.clone());
         }
@@ -116,7 +141,7 @@ impl Control {
 
     /// On a timer: the host's sockets may have changed.
     pub(super) fn check_ports(&mut self) {
-        let contract = contract(&self.state, &self.settings, &self.contract);
+        let contract = self.look_at_ports(&self.state, &self.reach);
         for finding in contract.report.findings.iter().filter(|f| !self.contract.report.findings.contains(f))
         {
             tracing::warn!("ports: {} ({})", finding.what, finding.remedy);
@@ -125,6 +150,7 @@ impl Control {
             self.contract = contract;
             let mut warnings = Vec::new();
             self.steer(&mut warnings);
+            self.settle_places(&mut warnings);
             warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
             self.show();
         } else {
@@ -136,13 +162,31 @@ impl Control {
     /// The same state once more, because the host changed under it.
     fn republish(&mut self, contract: Contract) {
         let state = self.state.clone();
-        match self.bring_with(state, self.generation, contract) {
+        let reach = self.reach.follow(&state.services.services, &self.local);
+        let around = Around { contract: Some(contract), reach, host_changed: true };
+        match self.bring_with(state, self.generation, around) {
             Ok(warnings) => warnings.iter().for_each(|warning| tracing::debug!("{warning}")),
             Err(findings) => {
                 for finding in findings {
                     tracing::error!("the host no longer fits the state, what was in force stays: {finding}");
                 }
                 self.show();
+            }
+        }
+    }
+
+    /// The port contract of a state as the host is now; what cannot be read of the host is taken from the last one.
+    fn look_at_ports(&self, state: &State, reach: &Reach) -> Contract {
+        let address = state.primary_eni().map(|eni| eni.address);
+        let node_ports = self.settings.node_ports;
+        match HostPorts::read() {
+            Ok(host) => {
+                let services = reach.sockets();
+                Contract::new(address, &state.snat_ports, node_ports, &services, &host, clock::unix())
+            }
+            Err(error) => {
+                tracing::error!(%error, "the host's sockets cannot be read: the ports stay as they were");
+                self.contract.clone()
             }
         }
     }
@@ -156,8 +200,7 @@ impl Control {
         };
         let programs = lock(&self.programs);
         note(warnings, "configuring the BPF programs", programs.set_config(&config));
-        let local = self.host.local_addresses();
-        note(warnings, "telling tc the node's addresses", programs.set_local_addresses(&local));
+        note(warnings, "telling tc the node's addresses", programs.set_local_addresses(&self.local));
         for eni in &self.state.enis {
             let (Some(open), Some(link)) = (self.enis.get(&eni.name), self.host.link(&eni.name)) else {
                 continue;
@@ -208,178 +251,6 @@ impl Control {
         self.steered = ports;
     }
 
-    /// What the kernel must be told of each pod whose interface is there.
-    fn wanted_pods(&self) -> HashMap<u32, PodBinding> {
-        let bind = |pod: &sluice_state::Pod| {
-            let link = self.host.link(&pod.interface)?;
-            Some((link.ifindex, PodBinding { ip: pod.ip, mac: pod.mac, host_mac: link.mac }))
-        };
-        self.state.pods.iter().filter_map(bind).collect()
-    }
-
-    fn unbind_gone_pods(&mut self, warnings: &mut Vec<String>) {
-        let wanted = self.wanted_pods();
-        let gone: Vec<u32> = self
-            .pods
-            .iter()
-            .filter(|(i, binding)| wanted.get(*i) != Some(*binding))
-            .map(|(i, _)| *i)
-            .collect();
-        let mut programs = lock(&self.programs);
-        for ifindex in gone {
-            let Some(binding) = self.pods.remove(&ifindex) else { continue };
-            // The address may have moved to another interface in the same generation; that one is bound afterwards.
-            note(warnings, "forgetting a pod", programs.remove_pod(binding.ip));
-            if !wanted.contains_key(&ifindex) {
-                note(warnings, "forgetting a pod's interface", programs.remove_link(ifindex));
-                let_go(&mut programs, &self.host, ifindex);
-            }
-        }
-    }
-
-    fn bind_pods(&mut self, warnings: &mut Vec<String>) {
-        let wanted = self.wanted_pods();
-        self.pod_problems.clear();
-        let new = wanted.iter().filter(|(i, binding)| self.pods.get(*i) != Some(*binding)).count();
-        let _expedited = Expedited::during(2 * new);
-        let mut programs = lock(&self.programs);
-        for (ifindex, binding) in wanted {
-            if self.pods.get(&ifindex) == Some(&binding) {
-                continue;
-            }
-            match bind(&mut programs, ifindex, &binding) {
-                Ok(()) => {
-                    self.pods.insert(ifindex, binding);
-                }
-                Err(error) => {
-                    let problem = format!("its packets do not pass the engine: {error}");
-                    warnings.push(format!("pod {}: {problem}", binding.ip));
-                    self.pod_problems.insert(binding.ip, problem);
-                }
-            }
-        }
-    }
-
-    /// Programs, links and map entries of pods that an earlier daemon left behind and that the state does not have.
-    pub(super) fn forget_strangers(&mut self) {
-        let wanted = self.wanted_pods();
-        let mut programs = lock(&self.programs);
-        let links = programs.links().unwrap_or_default();
-        for (ifindex, link) in links {
-            let open = self.enis.values().any(|eni| eni.ifindex == ifindex);
-            if open || wanted.contains_key(&ifindex) {
-                continue;
-            }
-            tracing::info!(ifindex, ip = %link.ip, "an interface of an earlier run is not in the state");
-            let _ = programs.remove_link(ifindex);
-            match link.kind {
-                sluice_bpf::LinkKind::Pod => let_go(&mut programs, &self.host, ifindex),
-                sluice_bpf::LinkKind::Eni { .. } => {
-                    let _ = programs.detach(ifindex);
-                }
-            }
-        }
-        for (ip, ifindex) in programs.pods().unwrap_or_default() {
-            if wanted.get(&ifindex).is_none_or(|binding| binding.ip != ip) {
-                let _ = programs.remove_pod(ip);
-            }
-        }
-    }
-
-    /// Shows readers what is in force now.
-    pub(super) fn show(&self) {
-        let mut findings = self.findings.clone();
-        findings.extend(self.enis.values().flat_map(|eni| eni.findings.clone()));
-        findings.extend(self.mtu_findings());
-        findings.extend(self.contract.report.findings.clone());
-        let report = Report {
-            daemon: env!("CARGO_PKG_VERSION").into(),
-            pid: std::process::id(),
-            node: self.state.node.name.clone(),
-            kernel: nix::sys::utsname::uname()
-                .map(|name| name.release().to_string_lossy().into_owned())
-                .unwrap_or_default(),
-            started_ns: self.started_ns,
-            startup_ms: self.startup_ms,
-            generation: self.generation,
-            tc: lock(&self.programs)
-                .hook(self.trunk.ifindex, sluice_bpf::Role::Trunk)
-                .map_or_else(String::new, |hook| hook.to_string()),
-            on_failure: match self.state.node.on_failure {
-                OnFailure::Drop => "drop".into(),
-                OnFailure::Kernel => "kernel".into(),
-            },
-            snat_address: self.state.primary_eni().map(|eni| eni.address),
-            trunk: self.trunk.clone(),
-            workers: self.worker_reports(),
-            enis: self.eni_reports(),
-            ports: self.contract.report.clone(),
-            findings,
-        };
-        self.view.store(std::sync::Arc::new(View::new(report, self.pod_statuses())));
-    }
-
-    fn worker_reports(&self) -> Vec<sluice_state::query::WorkerReport> {
-        let mut workers = self.workers.clone();
-        for worker in &mut workers {
-            worker.queues = self
-                .enis
-                .iter()
-                .flat_map(|(name, eni)| (0..eni.queues).map(move |queue| (name, queue, eni)))
-                .filter(|(_, queue, eni)| eni.owner(*queue) == Some(worker.id))
-                .map(|(name, queue, _)| format!("{name}:{queue}"))
-                .collect();
-        }
-        workers
-    }
-
-    fn pod_statuses(&self) -> Vec<PodStatus> {
-        let status = |pod: &sluice_state::Pod| {
-            let link = self.host.link(&pod.interface);
-            let attached = link.is_some_and(|link| self.pods.contains_key(&link.ifindex));
-            let problem = match (link, self.pod_problems.get(&pod.ip)) {
-                (None, _) => format!("interface {} is not in this network namespace (yet)", pod.interface),
-                (Some(_), Some(problem)) => problem.clone(),
-                (Some(_), None) => String::new(),
-            };
-            PodStatus {
-                namespace: pod.namespace.clone(),
-                name: pod.name.clone(),
-                ip: pod.ip,
-                eni: pod.eni.clone(),
-                interface: pod.interface.clone(),
-                ifindex: link.map(|link| link.ifindex),
-                attached,
-                problem,
-            }
-        };
-        self.state.pods.iter().map(status).collect()
-    }
-
-    /// Where pods may send more than their ENI carries.
-    fn mtu_findings(&self) -> Vec<Finding> {
-        let mtu_of = |name: &str| self.host.link(name).map(|link| link.mtu);
-        let mut findings = Vec::new();
-        for eni in &self.state.enis {
-            let Some(eni_mtu) = mtu_of(&eni.name) else { continue };
-            let pods = self.state.pods.iter().filter(|pod| pod.eni == eni.name || eni.primary);
-            let Some(pod_mtu) =
-                pods.filter_map(|pod| mtu_of(&pod.interface)).max().filter(|mtu| *mtu > eni_mtu)
-            else {
-                continue;
-            };
-            findings.push(Finding {
-                subject: eni.name.clone(),
-                what: format!(
-                    "its MTU {eni_mtu} is below the pods' {pod_mtu}: TCP is clamped to fit (MSS), UDP from peers with \
-                     a larger MTU is lost without a message, as the VPC sends no ICMP"
-                ),
-                remedy: format!("set the pods' MTU to {eni_mtu}, or run with --eni-port=tap and an MTU of {pod_mtu}"),
-            });
-        }
-        findings
-    }
-
     /// How worker `worker` reaches an ENI with so many queues.
     pub(super) fn route(worker: u16, queues: u32, workers: u16) -> Route {
         let owns = (0..queues).any(|queue| queue % u32::from(workers) == u32::from(worker));
@@ -392,48 +263,15 @@ impl Control {
     }
 }
 
-/// A pod that is gone from the state must not fall back to the kernel's path, untranslated, while its interface is still
-/// there: the programs stay and drop what comes from an interface they do not know. They go with the interface.
-fn let_go(programs: &mut Programs, host: &Host, ifindex: u32) {
-    if host.link_at(ifindex).is_none() {
-        // Only the pins are left of a link whose interface is gone; a failure leaves a file behind.
-        let _ = programs.detach(ifindex);
-    }
-}
-
-fn bind(programs: &mut Programs, ifindex: u32, pod: &PodBinding) -> Result<(), sluice_bpf::BpfError> {
-    let link = sluice_bpf::Link {
-        mac: pod.host_mac.0,
-        peer_mac: pod.mac.0,
-        ip: pod.ip,
-        kind: sluice_bpf::LinkKind::Pod,
-    };
-    programs.upsert_link(ifindex, &link)?;
-    programs.attach_pod(ifindex)?;
-    programs.upsert_pod(pod.ip, ifindex)
-}
-
-fn note(warnings: &mut Vec<String>, what: &str, result: Result<(), sluice_bpf::BpfError>) {
+pub(super) fn note(warnings: &mut Vec<String>, what: &str, result: Result<(), sluice_bpf::BpfError>) {
     if let Err(error) = result {
         tracing::error!(%error, "{what} failed");
         warnings.push(format!("{what}: {error}"));
     }
 }
 
-/// The port contract of a state as the host is now; what cannot be read of the host is taken from the last one.
-fn contract(state: &State, settings: &Settings, last: &Contract) -> Contract {
-    let address = state.primary_eni().map(|eni| eni.address);
-    match HostPorts::read() {
-        Ok(host) => Contract::new(address, &state.snat_ports, settings.node_ports, &host, clock::unix()),
-        Err(error) => {
-            tracing::error!(%error, "the host's sockets cannot be read: the ports stay as they were");
-            last.clone()
-        }
-    }
-}
-
 /// What the engine must know of the host.
-fn facts(state: &State, host: &Host, contract: &Contract) -> HostFacts {
+fn facts(state: &State, host: &Host, contract: &Contract, local: &[Ipv4Addr]) -> HostFacts {
     let is_eni = |link: &&Link| state.enis.iter().any(|eni| eni.name == link.name);
     let link = |link: &Link| HostLink {
         name: link.name.clone(),
@@ -449,7 +287,7 @@ fn facts(state: &State, host: &Host, contract: &Contract) -> HostFacts {
             .filter(|(ifindex, ..)| enis.iter().any(|eni| eni.ifindex == *ifindex))
             .map(|(ifindex, address, mac)| Neighbour { ifindex, address, mac })
             .collect(),
-        local: host.local_addresses(),
+        local: local.to_vec(),
         tcp: contract.tcp.clone(),
         udp: contract.udp.clone(),
         icmp: contract.icmp.clone(),

@@ -16,9 +16,10 @@ use sluice_engine::snapshot::{HostFacts, Snapshot};
 use sluice_engine::worker::{Setup, Worker};
 use sluice_io::trunk::{Trunk, TrunkError, TrunkOptions, TrunkQueue};
 use sluice_io::xsk::{PIECE_CAPACITY, Umem};
-use sluice_state::query::{Finding, Report, TrunkReport, WorkerReport};
+use sluice_state::query::{Extent, Finding, Memory, Report, TrunkReport, WorkerReport};
 use sluice_state::{Invalid, State, StateError};
 
+use super::reach::{Places, Reach};
 use super::{Control, Event};
 use crate::clock;
 use crate::host::{Host, HostError, Monitor, Neighbours};
@@ -101,7 +102,7 @@ pub fn start(settings: Settings) -> Result<(Control, Sender<Event>), StartError>
     let ethtool = Ethtool::open().map_err(system("opening a socket for ethtool"))?;
     let address = state.primary_eni().map(|eni| eni.address);
     let ports = HostPorts::read().map_err(system("reading the node's sockets from /proc"))?;
-    let contract = Contract::new(address, &state.snat_ports, settings.node_ports, &ports, started_ns);
+    let contract = Contract::new(address, &state.snat_ports, settings.node_ports, &[], &ports, started_ns);
 
     let plan = Plan::of(&state, &host, &ethtool, &settings)?;
     let frags = plan.largest_mtu + ETHERNET > PIECE_CAPACITY as u32;
@@ -135,6 +136,7 @@ pub fn start(settings: Settings) -> Result<(Control, Sender<Event>), StartError>
         .map(|engine| Seat::new(engine.counters()))
         .collect::<io::Result<Vec<_>>>()
         .map_err(system("making an eventfd"))?;
+    let memory = Memory { flow_table: table.bytes(), umem: umem.as_ref().map_or(0, Umem::bytes) };
     let plane = Arc::new(Plane::new(nothing(), table, seats));
 
     let trunk = TrunkReport { name: trunk.name().to_owned(), ifindex: trunk.ifindex(), queues: workers };
@@ -147,7 +149,11 @@ pub fn start(settings: Settings) -> Result<(Control, Sender<Event>), StartError>
         state: State::default(),
         generation: 0,
         published: 0,
+        local: host.local_addresses(),
         host,
+        facts: Arc::default(),
+        reach: Reach::default(),
+        places: Places::default(),
         contract,
         steered: std::array::from_fn(|_| sluice_state::PortSet::default()),
         plane: Arc::clone(&plane),
@@ -163,6 +169,7 @@ pub fn start(settings: Settings) -> Result<(Control, Sender<Event>), StartError>
         pods: HashMap::new(),
         pod_problems: HashMap::new(),
         trunk,
+        memory,
         workers: Vec::new(),
         findings,
         threads: Vec::new(),
@@ -388,10 +395,13 @@ fn empty_report(trunk: &TrunkReport) -> Report {
             None,
             &sluice_state::SnatPorts::default(),
             crate::ports::NODE_PORTS,
+            &[],
             &HostPorts::default(),
             0,
         )
         .report,
+        extent: Extent::default(),
+        memory: Memory::default(),
         findings: Vec::new(),
     }
 }

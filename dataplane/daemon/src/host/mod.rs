@@ -27,6 +27,8 @@ const KUBE_IPVS: &str = "kube-ipvs0";
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Host {
     links: BTreeMap<u32, Link>,
+    /// Index by name.
+    names: BTreeMap<String, u32>,
     addresses: BTreeMap<(u32, Ipv4Addr), ()>,
     neighbours: BTreeMap<(u32, Ipv4Addr), Mac>,
 }
@@ -62,7 +64,7 @@ impl Host {
     /// The link of this name.
     #[must_use]
     pub fn link(&self, name: &str) -> Option<&Link> {
-        self.links.values().find(|link| link.name == name)
+        self.links.get(self.names.get(name)?)
     }
 
     /// The link of this index.
@@ -150,13 +152,28 @@ impl Host {
         let Some(name) = name.filter(|_| link.mtu > 0) else { return false };
         link.name = name;
         let before = self.links.insert(link.ifindex, link.clone());
-        before.as_ref() != Some(&link)
+        if before.as_ref() == Some(&link) {
+            return false;
+        }
+        if let Some(before) = before {
+            self.forget_name(&before);
+        }
+        self.names.insert(link.name, link.ifindex);
+        true
     }
 
     fn delete_link(&mut self, ifindex: u32) -> bool {
         self.addresses.retain(|(i, _), ()| *i != ifindex);
         self.neighbours.retain(|(i, _), _| *i != ifindex);
-        self.links.remove(&ifindex).is_some()
+        let gone = self.links.remove(&ifindex);
+        gone.inspect(|link| self.forget_name(link)).is_some()
+    }
+
+    /// Two links may have swapped names, and the other one's message came first.
+    fn forget_name(&mut self, link: &Link) {
+        if self.names.get(&link.name) == Some(&link.ifindex) {
+            self.names.remove(&link.name);
+        }
     }
 
     fn new_neighbour(&mut self, message: &NeighbourMessage) -> bool {

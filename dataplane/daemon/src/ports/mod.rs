@@ -71,12 +71,14 @@ pub struct Contract {
 }
 
 impl Contract {
-    /// Works out what is Sluice's on `address`.
+    /// Works out what is Sluice's on `address`, where `services` have ports of theirs: NodePorts, host ports, external
+    /// addresses that are the node's.
     #[must_use]
     pub fn new(
         address: Option<Ipv4Addr>,
         configured: &SnatPorts,
         node_ports: PortRange,
+        services: &[Socket],
         host: &HostPorts,
         now_ns: u64,
     ) -> Self {
@@ -84,20 +86,25 @@ impl Contract {
         let mut base = wanted.clone();
         base.remove_range(node_ports);
         let (mut tcp, mut udp, icmp) = (base.clone(), base.clone(), base.clone());
-        let mut listeners = BTreeSet::new();
-        for socket in host.sockets.iter().filter(|s| base.contains(s.port) && s.concerns(address)) {
-            match socket.protocol {
-                Protocol::Tcp => tcp.remove(socket.port),
-                Protocol::Udp => udp.remove(socket.port),
+        let mut take = |sockets: &[Socket]| {
+            let mut taken = BTreeSet::new();
+            for socket in sockets.iter().filter(|s| base.contains(s.port) && s.concerns(address)) {
+                match socket.protocol {
+                    Protocol::Tcp => tcp.remove(socket.port),
+                    Protocol::Udp => udp.remove(socket.port),
+                }
+                taken.insert(Listener { protocol: socket.protocol.name().into(), port: socket.port });
             }
-            listeners.insert(Listener { protocol: socket.protocol.name().into(), port: socket.port });
-        }
+            taken.into_iter().collect()
+        };
+        let (listeners, services) = (take(&host.sockets), take(services));
         let mut report = PortContract {
             address,
             configured: configured.ranges.clone(),
             excluded: configured.exclude.clone(),
             node_ports,
-            listeners: listeners.into_iter().collect(),
+            listeners,
+            services,
             tcp: tcp.ranges(),
             udp: udp.ranges(),
             icmp: icmp.ranges(),
@@ -187,7 +194,9 @@ fn findings(wanted: &PortSet, base: &PortSet, report: &PortContract) -> Vec<Find
     for (protocol, ranges) in [("TCP", &report.tcp), ("UDP", &report.udp)] {
         if ranges.is_empty() {
             add(
-                format!("no {protocol} port is left for SNAT: processes of the node hold every one"),
+                format!(
+                    "no {protocol} port is left for SNAT: processes of the node and services hold every one"
+                ),
                 "widen snat_ports.ranges, or stop what listens there".into(),
             );
         }
@@ -210,7 +219,7 @@ mod tests {
     }
 
     fn contract(configured: &SnatPorts, host: &HostPorts) -> Contract {
-        Contract::new(Some(NODE), configured, NODE_PORTS, host, 0)
+        Contract::new(Some(NODE), configured, NODE_PORTS, &[], host, 0)
     }
 
     #[test]
@@ -237,6 +246,25 @@ mod tests {
         assert_eq!(contract.tcp.len(), SnatPorts::default().set().len() - 1);
         assert_eq!(contract.report.listeners.len(), 2);
         assert!(contract.report.findings.is_empty());
+    }
+
+    #[test]
+    fn what_a_service_has_on_the_nodes_address_is_taken_out_and_told_apart() {
+        let services = [
+            socket(Protocol::Tcp, [0, 0, 0, 0], 8_080),
+            socket(Protocol::Udp, [10, 0, 9, 5], 5_353),
+            socket(Protocol::Tcp, [10, 0, 9, 77], 9_100),
+            socket(Protocol::Tcp, [0, 0, 0, 0], 30_080),
+        ];
+        let host =
+            HostPorts { sockets: vec![socket(Protocol::Tcp, [0, 0, 0, 0], 8_080)], ..HostPorts::default() };
+        let contract = Contract::new(Some(NODE), &SnatPorts::default(), NODE_PORTS, &services, &host, 0);
+        assert!(!contract.tcp.contains(8_080) && contract.udp.contains(8_080));
+        assert!(!contract.udp.contains(5_353) && contract.tcp.contains(5_353));
+        assert!(contract.tcp.contains(9_100), "on another address it is free");
+        let taken: Vec<_> = contract.report.services.iter().map(|l| (l.protocol.as_str(), l.port)).collect();
+        assert_eq!(taken, [("tcp", 8_080), ("udp", 5_353)]);
+        assert_eq!(contract.report.listeners.len(), 1);
     }
 
     #[test]

@@ -113,7 +113,6 @@ fn verdict(note: &Note, view: &View) -> String {
         Ingress::FromNode(i) => format!("from the node for pod {}", name(i)),
         Ingress::Host(i) => format!("from the node by {}", name(i)),
         Ingress::Eni(i) => format!("from eni {}", name(i)),
-        Ingress::FromNode(i) => format!("from the node for pod {}", name(i)),
     };
     let how = match (note.generated, note.held) {
         (true, _) => ", made by the engine",

@@ -58,6 +58,11 @@ impl Collector for Exposed {
         })?;
         gauge(&mut encoder, "sluice_flows", "Flows in the table", u64::from(stats.flows))?;
         gauge(&mut encoder, "sluice_flow_capacity", "Flows that fit", u64::from(stats.flow_capacity))?;
+        for (name, help, value) in stats.extent.all() {
+            gauge(&mut encoder, &format!("sluice_state_{name}"), help, value)?;
+        }
+        gauge(&mut encoder, "sluice_flow_table_bytes", "Memory of the flow table", stats.memory.flow_table)?;
+        gauge(&mut encoder, "sluice_umem_bytes", "Memory shared with AF_XDP", stats.memory.umem)?;
         gauge(&mut encoder, "sluice_generation", "Number of the state in force", stats.generation)?;
         gauge(&mut encoder, "sluice_held", "Packets that wait inside", stats.conservation.held)
     }

@@ -89,7 +89,7 @@ fn answer(sources: &Sources, query: Query) -> Answer {
         Query::Stats => Answer::Stats(Box::new(sources.stats())),
         Query::Flows(filter) => Answer::Flows(flows::list(sources, &view, &filter)),
         Query::Ports => Answer::Ports(Box::new(view.report.ports.clone())),
-        Query::Pods => Answer::Pods(view.pods.clone()),
+        Query::Pods => Answer::Pods(view.pods.to_vec()),
         Query::Metrics => match metrics::text(sources.stats()) {
             Ok(text) => Answer::Metrics(text),
             Err(error) => Answer::Refused(format!("the metrics could not be written: {error}")),

@@ -61,6 +61,8 @@ pub(super) fn collect(sources: &Sources) -> Stats {
         workers,
         flows: plane.table.live(),
         flow_capacity: plane.table.capacity(),
+        extent: report.extent,
+        memory: report.memory,
         conservation: sum.conservation(),
     }
 }

@@ -166,6 +166,14 @@ impl FlowTable {
         self.capacity
     }
 
+    /// Bytes of memory that it takes, for as long as it lives.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        // A queue's cell: the index and its stamp.
+        let free = (self.slots.len() * 2 * size_of::<u64>()) as u64;
+        free + size_of_val(&*self.buckets) as u64 + size_of_val(&*self.slots) as u64
+    }
+
     /// Live flows. Exact when no worker is in a step.
     #[must_use]
     pub fn live(&self) -> u32 {

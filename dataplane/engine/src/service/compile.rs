@@ -96,8 +96,9 @@ impl Change<'_> {
                 let same_places = old.protocol == new.protocol && old.frontends == new.frontends;
                 let mut left = new.endpoints.clone();
                 left.sort_unstable_by_key(|e| (e.ip, e.port));
-                let stays =
-                    |e: &sluice_state::Endpoint| left.binary_search_by_key(&(e.ip, e.port), |e| (e.ip, e.port));
+                let stays = |e: &sluice_state::Endpoint| {
+                    left.binary_search_by_key(&(e.ip, e.port), |e| (e.ip, e.port))
+                };
                 !same_places || !old.endpoints.iter().all(|e| stays(e).is_ok())
             }
             _ => true,

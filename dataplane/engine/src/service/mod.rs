@@ -24,7 +24,7 @@ use crate::random::Random;
 use crate::wire::proto;
 
 /// An address and port that serves. Host order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Backend {
     /// Its address.
     pub ip: u32,

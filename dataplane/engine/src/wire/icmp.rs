@@ -4,9 +4,9 @@
 //! the quotation needs: its source becomes what the error's destination becomes, its source port what the destination port
 //! becomes. Its deltas are the same numbers, because a sum does not care for order.
 
-use super::{checksum, sctp};
 use super::parse::{ETHERNET_LEN, Parsed, proto};
 use super::rewrite::{Rewrite, Ttl};
+use super::{checksum, sctp};
 use crate::flow::FlowKey;
 use crate::verdict::Drop;
 
@@ -62,7 +62,9 @@ pub fn quoted(bytes: &[u8], parsed: &Parsed) -> Result<Quoted, Drop> {
         return Err(Drop::IcmpQuote);
     }
     let (sport, dport) = match ip[9] {
-        proto::TCP | proto::UDP | proto::SCTP => (u16::from_be_bytes([l4[0], l4[1]]), u16::from_be_bytes([l4[2], l4[3]])),
+        proto::TCP | proto::UDP | proto::SCTP => {
+            (u16::from_be_bytes([l4[0], l4[1]]), u16::from_be_bytes([l4[2], l4[3]]))
+        }
         proto::ICMP if is_error(l4[0]) => return Err(Drop::IcmpNested),
         proto::ICMP if matches!(l4[0], 0 | 8) => {
             let id = u16::from_be_bytes([l4[4], l4[5]]);

@@ -243,7 +243,7 @@ proptest! {
     fn any_quotation_is_translated_or_refused(
         quotation in vec(any::<u8>(), 0..80),
         first in prop::sample::select(&[0x45u8, 0x46, 0x4F, 0x40][..]),
-        protocol in prop::sample::select(&[1u8, 6, 17, 47][..]),
+        protocol in prop::sample::select(&[1u8, 6, 17, 47, 132][..]),
         values: (u32, u32, u16, u16),
         code: u8,
     ) {
@@ -259,8 +259,10 @@ proptest! {
         if let Ok(q) = quoted(&error, &p) {
             let from = q.key.reversed();
             let (sport, dport) = match protocol {
-                1 => (values.2, values.2),
-                6 | 17 => (values.2, values.3),
+                // Who answers has no port.
+                1 if from.sport() == 0 => (0, values.2),
+                1 => (values.2, 0),
+                6 | 17 | 132 => (values.2, values.3),
                 _ => (0, 0),
             };
             let to = FlowKey::new(values.0, values.1, sport, dport, protocol);
@@ -280,7 +282,7 @@ proptest! {
 
 #[test]
 fn a_quoted_sctp_packet_is_translated_with_its_checksum_where_it_is_quoted() {
-    for len in [28, 31, 32, 36, 548] {
+    for len in [28, 32, 36, 548] {
         let sent = sctp("10.0.9.5:5000", "203.0.113.9:53", 0).payload(&[9; 700]).build();
         let got = translated(&icmp_error(3, 2, Y, N, &sent).quote(len).build(), reply(132).0, reply(132).1);
         let original = sctp("10.0.1.10:40000", "203.0.113.9:53", 0).payload(&[9; 700]).build();

@@ -4,8 +4,8 @@
 //! lookup does. What is accepted is what Linux' own conntrack would track, so that no malformed packet can slip past a
 //! rule that was written for well-formed ones.
 
-use super::{checksum, sctp};
 use super::tcp::{TcpFlags, TcpHeader};
+use super::{checksum, sctp};
 use crate::flow::FlowKey;
 use crate::verdict::Drop;
 

@@ -3,8 +3,8 @@
 //! What a flow changes is worked out once, when the flow is made ([`Rewrite::new`]); a packet of it then costs a few stores
 //! and two additions. Nothing here sums a payload.
 
-use super::{checksum, sctp};
 use super::parse::{ETHERNET_LEN, Kind, Parsed, proto};
+use super::{checksum, sctp};
 use crate::flow::FlowKey;
 
 /// The values that a packet of one direction of a flow gets, and what they do to its checksums.

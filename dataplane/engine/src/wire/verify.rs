@@ -1,8 +1,8 @@
 //! Is a packet's L4 checksum right? Asked only where a wrong answer costs something: of packets that would open a flow, and
 //! before segments are coalesced. All other packets carry their checksum through, right or wrong, by its delta.
 
-use super::{checksum, sctp};
 use super::parse::{Kind, Parsed, proto};
+use super::{checksum, sctp};
 
 /// What can be said about a packet's L4 checksum.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -139,10 +139,7 @@ impl<F: Frame> Worker<F> {
                 (rewrite, ttl_of(flow))
             }
             None => {
-                let kernels = matches!(
-                    ingress,
-                    Ingress::Host(_) | Ingress::ToPod(_) | Ingress::FromNode(_)
-                );
+                let kernels = matches!(ingress, Ingress::Host(_) | Ingress::ToPod(_) | Ingress::FromNode(_));
                 let ttl = if kernels || target.is_kernel() { Ttl::Keep } else { Ttl::Decrement };
                 (Rewrite::identity(&parsed.key), ttl)
             }

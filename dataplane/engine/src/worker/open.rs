@@ -165,8 +165,7 @@ impl<F: Frame> Worker<F> {
             }
         };
         let before = self.ports.scans();
-        let chosen =
-            self.ports.choose(now, &mut self.random, ports, mode, &draft.aim, snat.address, attempt);
+        let chosen = self.ports.choose(now, &mut self.random, ports, mode, &draft.aim, snat.address, attempt);
         self.counters.add(Event::PortScans, self.ports.scans() - before);
         let matched = chosen.unwrap_or(Err(Drop::PortsExhausted))?;
         if matched.opened {
@@ -372,7 +371,9 @@ fn untranslated<'s>(
 ) -> Opening<'s> {
     match stance {
         // The other side opened it, so that what we see is its reply.
-        Stance::Answers if origin == Origin::Pod => Opening::Plain(Draft::new(key.reversed(), Origin::Wire, [back, out], Dir::Reply)),
+        Stance::Answers if origin == Origin::Pod => {
+            Opening::Plain(Draft::new(key.reversed(), Origin::Wire, [back, out], Dir::Reply))
+        }
         Stance::Opens | Stance::UnderWay | Stance::Answers => {
             Opening::Plain(Draft::new(key, origin, [out, back], Dir::Forward))
         }

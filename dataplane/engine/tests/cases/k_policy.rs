@@ -15,7 +15,7 @@ use crate::world::*;
 
 /// Selector 1 matches pod B and host V (a pod of another node), nothing matches pod C. A takes TCP 80 from selector 1 and
 /// whatever from 203.0.113.0/24, and sends UDP 53 to everybody.
-fn isolate_a(state: &mut State) {
+pub(crate) fn isolate_a(state: &mut State) {
     let rule = |peers: Option<Vec<Peer>>, ports: Option<(Protocol, u16)>| Rule {
         origin: "default/test".into(),
         peers,

@@ -37,10 +37,7 @@ impl Recorder {
             let told = matches!(
                 went.note.verdict,
                 Verdict::Drop(
-                    Drop::TtlExceeded
-                        | Drop::FragNeeded
-                        | Drop::ServiceUnknown
-                        | Drop::ServiceNoEndpoints
+                    Drop::TtlExceeded | Drop::FragNeeded | Drop::ServiceUnknown | Drop::ServiceNoEndpoints
                 )
             );
             assert!(same || told, "traced {went:?}, came out: {:?}", outs.peek());

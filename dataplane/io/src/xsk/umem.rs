@@ -113,6 +113,12 @@ impl Umem {
         self.empty().map(IoFrame::Umem)
     }
 
+    /// Bytes of memory that it takes, for as long as it lives.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.account().total as u64 * u64::from(CHUNK_SIZE)
+    }
+
     /// Where every chunk is.
     #[must_use]
     pub fn account(&self) -> UmemAccount {

@@ -96,7 +96,11 @@ pub fn verify(frame: &[u8]) -> Result<(), String> {
         let there = l4.get(8..12).ok_or("no SCTP header")?;
         let right = sctp_checksum(l4);
         let same = there == right || there == [0; 4];
-        return if same { Ok(()) } else { Err(format!("SCTP checksum is {there:02x?}, right is {right:02x?}")) };
+        return if same {
+            Ok(())
+        } else {
+            Err(format!("SCTP checksum is {there:02x?}, right is {right:02x?}"))
+        };
     }
     let field = match ip.protocol {
         IpNumber::TCP => 16,

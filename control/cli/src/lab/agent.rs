@@ -1,0 +1,80 @@
+//! The agent on the lab's node: it is told what a CNI plugin and EC2 would tell it (the inventory), follows a directory of
+//! manifests, and feeds a daemon that has no state of its own.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use ipnet::Ipv4Net;
+
+use super::dataplane::{beside, report, spawn, tail};
+use super::options::Options;
+use super::progress::Progress;
+use super::record::{Paths, Process, Record};
+use super::topology::Topology;
+use crate::netns::Netns;
+
+/// How long the first generation may take.
+const START: Duration = Duration::from_secs(20);
+
+/// The lab's service range: EKS' own where the VPC is not in 10.0.0.0/8's upper part.
+pub(crate) const SERVICE_CIDR: Ipv4Net = Ipv4Net::new_assert(std::net::Ipv4Addr::new(10, 100, 0, 0), 16);
+
+/// Writes the inventory and starts the agent in the node's namespace.
+///
+/// # Errors
+/// There is no agent, or it does not start.
+pub(crate) fn start(plan: &Topology, options: &Options, paths: &Paths, manifests: &Path) -> Result<Process> {
+    let inventory = paths.inventory();
+    std::fs::write(&inventory, text(plan, options)?)
+        .with_context(|| format!("cannot write {}", inventory.display()))?;
+    let log = paths.log("agent");
+    let file = std::fs::File::create(&log).with_context(|| format!("cannot create {}", log.display()))?;
+    let mut command = command(options, paths, manifests)?;
+    command.arg("--state-socket").arg(paths.run().join("state.sock"));
+    let child = Netns::open(&plan.node)?.within(|| spawn(&mut command, file))?;
+    Process::new("agent", child.id()).with_context(|| format!("sluice-agent is gone:\n{}", tail(&log)))
+}
+
+/// The agent on this lab's inventory and these manifests.
+///
+/// # Errors
+/// There is no agent.
+pub(crate) fn command(options: &Options, paths: &Paths, manifests: &Path) -> Result<Command> {
+    let binary = options.agent.clone().map_or_else(|| beside("sluice-agent", "--agent"), Ok)?;
+    let mut command = Command::new(binary);
+    command.arg("--manifests").arg(manifests).arg("--inventory").arg(paths.inventory());
+    command.args(&options.agent_arg);
+    Ok(command)
+}
+
+/// Waits until the daemon has the agent's first generation.
+///
+/// # Errors
+/// It does not come; the message ends with the tail of the agent's log.
+pub(crate) fn wait(record: &Record, paths: &Paths, progress: &Progress) -> Result<()> {
+    let deadline = Instant::now() + START;
+    let agent = record.processes.iter().find(|p| p.name == "agent");
+    loop {
+        if report(&paths.run()).is_ok_and(|report| report.generation > 0) {
+            return Ok(());
+        }
+        let alive = agent.is_some_and(Process::is_alive);
+        if !alive || Instant::now() >= deadline {
+            let what = if alive { "has sent no generation that the daemon took" } else { "has ended" };
+            let log = paths.log("agent");
+            bail!("sluice-agent {what}; the end of {}:\n{}", log.display(), tail(&log));
+        }
+        progress.check()?;
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// The inventory: the daemon's state with the pods' places and without their names, which the manifests give.
+fn text(plan: &Topology, options: &Options) -> Result<String> {
+    let state = plan.state(options);
+    let mut text = toml::to_string(&state).context("cannot write the inventory as TOML")?;
+    text.push_str(&format!("\n[cluster]\nservice_cidrs = [\"{SERVICE_CIDR}\"]\n"));
+    Ok(text)
+}
