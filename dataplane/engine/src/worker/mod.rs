@@ -29,7 +29,9 @@ use self::fragments::{Fragment, Piece};
 use self::target::{Target, ttl_between};
 use self::waiting::WaitingRoom;
 use crate::counters::{Counters, Event};
-use crate::flow::{Aged, Dir, Flow, FlowId, FlowTable, Local, Origin, TableError, TcpSegment, TcpVerdict};
+use crate::flow::{
+    Aged, Dir, Flow, FlowId, FlowTable, Local, Origin, Phase, TableError, TcpSegment, TcpVerdict,
+};
 use crate::frag::{self, FragTable, FragmentIds};
 use crate::frame::{Frame, Ingress, Offload, Packet};
 use crate::nat::PortChooser;
@@ -135,9 +137,9 @@ struct Matched {
 enum Recheck {
     /// It goes on.
     Stays,
-    /// Policy forbids it now; it is gone.
+    /// Policy forbids it now.
     Revoked,
-    /// It would go elsewhere now.
+    /// It would go elsewhere now, or begins anew: the packet is judged as if there had been no flow.
     Moved,
 }
 
@@ -355,7 +357,7 @@ impl<F: Frame> Worker<F> {
             return self.misplaced(moment, packet, parsed, matched);
         }
         if flow.policy_generation() != moment.snapshot.policy.generation() {
-            match self.recheck(moment, matched) {
+            match self.recheck(moment, matched, parsed) {
                 Recheck::Stays => {}
                 Recheck::Revoked => return End::Done(Verdict::Drop(Drop::Revoked), Some(matched)),
                 Recheck::Moved => return self.orphaned(moment, packet, parsed, matched),
@@ -417,10 +419,17 @@ impl<F: Frame> Worker<F> {
 
     /// Asks services and policy again.
     #[cold]
-    fn recheck(&mut self, moment: Moment<'_>, matched: Matched) -> Recheck {
-        let Moment { snapshot, .. } = moment;
+    fn recheck(&mut self, moment: Moment<'_>, matched: Matched, parsed: &Parsed) -> Recheck {
+        let Moment { now, snapshot } = moment;
         let flow = self.table.flow(matched.id);
-        self.counters.add(Event::FlowsRechecked, 1);
+        let revoked = flow.phase() == Phase::Revoked;
+        if revoked && open::stance(parsed) == open::Stance::Opens {
+            // The same ports, but another connection.
+            return Recheck::Moved;
+        }
+        if !revoked {
+            self.counters.add(Event::FlowsRechecked, 1);
+        }
         let (original, translated) = (flow.original(), flow.translated());
         let holds = flow.origin() != Origin::Pod || serve::still_holds(snapshot, &original, &translated);
         if !holds && matched.dir == Dir::Forward {
@@ -428,14 +437,26 @@ impl<F: Frame> Worker<F> {
         }
         let judged = open::judged(&original, &translated);
         if !snapshot.policy.rechecks() || snapshot.judge(&judged, flow.origin()).is_ok() {
+            if revoked {
+                // Allowed again: it is picked up where it is now.
+                return Recheck::Moved;
+            }
             // What an endpoint that is gone still answers is not lost; the client's next packet goes to another one.
             if holds {
                 flow.set_policy_generation(snapshot.policy.generation());
             }
             return Recheck::Stays;
         }
-        self.local.remove(&self.table, matched.id);
-        self.counters.add(Event::FlowsRevoked, 1);
+        if !revoked {
+            self.counters.add(Event::FlowsRevoked, 1);
+        }
+        if open::may_be_under_way(parsed) {
+            // Zero is no generation: every packet of it is asked about.
+            flow.set_policy_generation(0);
+            self.table.revoke(matched.id, matched.dir, now);
+        } else {
+            self.local.remove(&self.table, matched.id);
+        }
         Recheck::Revoked
     }
 
