@@ -121,7 +121,7 @@ impl Agent {
         (sender, events): (Sender<Event>, Receiver<Event>),
         once: bool,
     ) -> Self {
-        let store = Store::open(allocations_path(&places, &settings));
+        let store = Store::open(settings.allocations_of(&places.inventory));
         let mut model = Model::new(inventory, &places.manifests, mode, &settings, store.kept());
         model.scan();
         let link = Link::Down { at: Instant::now(), wait: BACKOFF[0], said: String::new() };
@@ -340,12 +340,4 @@ impl Agent {
             tracing::warn!(file = %path.display(), %error, "the status cannot be written");
         }
     }
-}
-
-fn allocations_path(places: &Places, settings: &Settings) -> PathBuf {
-    settings.allocations.clone().unwrap_or_else(|| {
-        let mut name = places.inventory.as_os_str().to_owned();
-        name.push(".allocations.json");
-        name.into()
-    })
 }

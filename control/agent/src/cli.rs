@@ -10,11 +10,12 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use sluice_kube::manifests::{Allocations, Severity, Watcher};
+use sluice_kube::manifests::{Severity, Watcher};
 use sluice_state::StateError;
 use tracing_subscriber::EnvFilter;
 
 use crate::agent::{Agent, Ended, Event, Places};
+use crate::allocations::Store;
 use crate::inventory::{Inventory, InventoryError};
 use crate::model::Model;
 use crate::settings::Settings;
@@ -178,11 +179,12 @@ impl Sources {
 
     /// Everything looked at once.
     fn model(&self) -> anyhow::Result<Model> {
-        let (manifests, inventory) = self.paths()?;
+        let (manifests, path) = self.paths()?;
         std::fs::read_dir(manifests).with_context(|| format!("cannot read the directory {}", manifests.display()))?;
-        let inventory = Inventory::from_file(inventory)?;
+        let inventory = Inventory::from_file(path)?;
         let mode = self.settings.mode().map_err(anyhow::Error::msg)?;
-        let mut model = Model::new(inventory, manifests, mode, &self.settings, &Allocations::default());
+        let store = Store::open(self.settings.allocations_of(path));
+        let mut model = Model::new(inventory, manifests, mode, &self.settings, store.kept());
         model.scan();
         Ok(model)
     }

@@ -1,6 +1,6 @@
 //! What the command line and the environment decide. Names and defaults are the VPC CNI's where it has them.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use ipnet::Ipv4Net;
@@ -89,6 +89,15 @@ impl Settings {
                 _ => Ok(EnforcingMode::Standard),
             },
         }
+    }
+
+    /// Where what was given out is kept.
+    pub(crate) fn allocations_of(&self, inventory: &Path) -> PathBuf {
+        self.allocations.clone().unwrap_or_else(|| {
+            let mut name = inventory.as_os_str().to_owned();
+            name.push(".allocations.json");
+            name.into()
+        })
     }
 
     pub(crate) fn on_change(&self) -> OnPolicyChange {
