@@ -88,3 +88,31 @@ fn text(plan: &Topology, options: &Options) -> Result<String> {
     table.insert("cluster".into(), cluster.into());
     toml::to_string(&table).context("cannot write the inventory as TOML")
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        options: Options,
+    }
+
+    #[test]
+    fn the_inventory_has_places_and_no_names() {
+        let Line { options } = Line::parse_from(["lab", "--pods", "6"]);
+        let plan = Topology::plan("lab", &options);
+        let inventory: toml::Table = toml::from_str(&text(&plan, &options).unwrap()).unwrap();
+        let places = inventory["pod"].as_array().unwrap();
+        assert_eq!(places.len(), 6);
+        for (place, pod) in places.iter().zip(&plan.pods) {
+            assert_eq!(place["ip"].as_str(), Some(pod.address.to_string().as_str()));
+            assert!(place.get("name").is_none() && place.get("namespace").is_none());
+        }
+        assert_eq!(inventory["cluster"]["service_cidrs"][0].as_str(), Some("10.100.0.0/16"));
+        assert!(!inventory.contains_key("policy") && !inventory.contains_key("services"));
+    }
+}

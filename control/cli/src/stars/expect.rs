@@ -148,13 +148,14 @@ impl Who {
         }
     }
 
-    /// The port on which it answers.
+    /// The port on which it answers; the last two are asked by nobody.
     pub(super) const fn port(self) -> u16 {
         match self {
             Self::ManagementUi => 9001,
             Self::Frontend => 80,
             Self::Backend => 6379,
-            Self::Client | Self::Visitor | Self::Node | Self::Browser => 9000,
+            Self::Client | Self::Visitor => 9000,
+            Self::Node | Self::Browser => 0,
         }
     }
 

@@ -26,6 +26,8 @@ pub(super) struct View {
     in_force: Policies,
     /// The policies that are being brought into force.
     busy: Option<Policies>,
+    /// What was last seen was asked after the last change.
+    settled: bool,
     cells: Vec<Cell>,
     history: Vec<Change>,
     error: Option<String>,
@@ -87,6 +89,7 @@ impl View {
             policies: policies.collect(),
             in_force: bed.policies(),
             busy: None,
+            settled: false,
             cells: Vec::new(),
             history: Vec::new(),
             error: None,
@@ -96,6 +99,7 @@ impl View {
     /// The pods were looked at.
     pub(super) fn saw(&mut self, bed: &Bed, cells: Vec<Cell>) {
         self.cells = cells;
+        self.settled = self.busy.is_none();
         self.updated = now();
         self.in_force = bed.policies();
         if let Ok(generation) = bed.generation() {
@@ -106,6 +110,7 @@ impl View {
     /// A change begins.
     pub(super) fn begins(&mut self, wanted: Policies) {
         self.busy = Some(wanted);
+        self.settled = false;
         self.error = None;
     }
 
