@@ -7,6 +7,7 @@ use std::sync::Arc;
 use sluice_policy::Change;
 
 use super::cluster::Cluster;
+use super::decode::Key;
 use super::files::Files;
 use super::finding::{Finding, Severity};
 use super::placement::{Allocations, Placement};
@@ -85,6 +86,12 @@ impl Directory {
         findings.extend(self.cluster.findings(&self.files));
         findings.sort();
         findings
+    }
+
+    /// The file and the line of an object that is in force.
+    #[must_use]
+    pub fn place(&self, key: &Key) -> Option<(Arc<Path>, usize)> {
+        self.files.place(key)
     }
 
     /// What was chosen so far, to be given to the next [`Directory::new`].

@@ -6,8 +6,6 @@
 
 mod covers;
 mod selector;
-#[cfg(test)]
-mod tests;
 
 use std::collections::BTreeSet;
 
