@@ -23,6 +23,11 @@ apiVersion: v1
 kind: Pod
 metadata: {name: db, namespace: shop, labels: {app: db}}
 spec: {containers: [{name: c, image: db, ports: [{name: sql, containerPort: 5432}]}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: db, namespace: shop}
+spec: {clusterIP: 10.100.3.4, selector: {app: db}, ports: [{port: 5432}]}
 ";
 
 const DENY: &str = r"
@@ -115,7 +120,7 @@ spec:
             "spec.ingress[1].from[0].podSelector: selects no pod of `shop`",
             "spec.ingress[1]: allows nobody",
             "spec.egress: is never looked at: policyTypes is [Ingress]",
-            "slips.yaml:12: warning: NetworkPolicy shop/shadow spec.ingress[1]: changes nothing: spec.ingress[0] allows all of it",
+            "slips.yaml:13: warning: NetworkPolicy shop/shadow spec.ingress[1]: changes nothing: spec.ingress[0] allows all of it",
             "has a port named `slq` for TCP: did you mean `sql`?",
             "has a port named `sql` for UDP: they have it as TCP",
         ],
@@ -138,7 +143,9 @@ fn what_is_not_in_force_is_an_error() {
     has(&out, &["refused.yaml", "except", "misspelt.yaml", "podSelctor", "broken.yaml"]);
     let (code, json, _) = policy(&["check", "--output", "json"], &[&dir]);
     let findings: Vec<Value> = serde_json::from_str(&json).unwrap();
-    assert!(code == 1 && findings.iter().any(|f| f["severity"] == "error" && f["line"].as_u64().unwrap() > 0));
+    assert!(
+        code == 1 && findings.iter().any(|f| f["severity"] == "error" && f["line"].as_u64().unwrap() > 0)
+    );
 }
 
 #[test]
@@ -188,10 +195,20 @@ fn a_diff_tells_the_pairs_that_change() {
 #[test]
 fn why_names_the_policies_and_the_rules() {
     let dir = manifests(&[("pods.yaml", PODS), ("deny.yaml", DENY), ("db.yaml", DB)]);
-    let why = |from: &str, to: &str, port: &str| policy(&["why", "--from", from, "--to", to, "--port", port], &[&dir]);
+    let why = |from: &str, to: &str, port: &str| {
+        policy(&["why", "--from", from, "--to", to, "--port", port], &[&dir])
+    };
     let (code, out, _) = why("shop/web-0", "shop/db", "5432/TCP");
     assert_eq!(code, 0);
-    has(&out, &["ALLOWED", "nothing isolates what it sends", "isolated by shop/db, shop/deny", "allowed by shop/db ingress[0]"]);
+    has(
+        &out,
+        &[
+            "ALLOWED",
+            "nothing isolates what it sends",
+            "isolated by shop/db, shop/deny",
+            "allowed by shop/db ingress[0]",
+        ],
+    );
     let (code, out, _) = why("ip:203.0.113.200", "shop/db", "9000/UDP");
     assert_eq!(code, 0, "an answer is an answer");
     has(&out, &["DENIED", "ingress of shop/db: denied", "none of their rules allows it"]);

@@ -80,7 +80,8 @@ pub(super) fn load(directory: &Path, reading: &Reading) -> Result<Cluster> {
             ..NodePlace::default()
         }],
         slots: None,
-        service_cidrs: vec![Ipv4Net::new_assert(Ipv4Addr::new(172, 20, 0, 0), 16)],
+        // Which range the cluster has is not said in manifests, and no address of a service matters here.
+        service_cidrs: vec![Ipv4Net::default()],
         node_ports: NODE_PORTS,
     };
     let mut source = Directory::new(PathBuf::from(directory), &placement, &Allocations::default());
@@ -215,7 +216,9 @@ impl Cluster {
                 line: 0,
                 column: 0,
                 severity: Severity::Error,
-                message: format!("{without} pods have no address: {cidr} is too small, name a wider --pod-cidr"),
+                message: format!(
+                    "{without} pods have no address: {cidr} is too small, name a wider --pod-cidr"
+                ),
             });
         }
     }

@@ -114,7 +114,8 @@ fn port(text: &str) -> Result<Port, String> {
     }
     let (number, protocol) = text.split_once('/').unwrap_or((text, "TCP"));
     let number = number.parse::<u16>().ok().filter(|n| *n > 0);
-    let number = number.ok_or_else(|| format!("`{text}` is no port: 1 to 65535, as 80, 80/TCP, 53/UDP; or ICMP"))?;
+    let number =
+        number.ok_or_else(|| format!("`{text}` is no port: 1 to 65535, as 80, 80/TCP, 53/UDP; or ICMP"))?;
     Ok((Some(protocol.parse()?), number))
 }
 
