@@ -22,7 +22,7 @@ pub use report::{Mismatch, Report, Tally};
 
 use self::judge::Judged;
 use crate::networkpolicy::Cluster;
-use crate::networkpolicy::case::{Assertion, Case, CaseError, Line, read};
+use crate::networkpolicy::case::{Assertion, Case, CaseError, Line, Step, read};
 
 /// Source ports of probes: so many connections has a case room for before one is used again.
 const SOURCE_PORTS: std::ops::Range<u16> = 20_000..60_000;
@@ -89,7 +89,7 @@ struct Fate {
 }
 
 fn play(case: &Case, line: usize, report: &mut Report) {
-    let assertions: Vec<&Assertion> = case.steps().flat_map(|step| step.assertions()).collect();
+    let assertions: Vec<&Assertion> = case.steps().flat_map(Step::assertions).collect();
     let mut fates: Vec<Fate> = assertions.iter().map(|_| Fate::default()).collect();
     for node in &case.cluster().nodes {
         for way in Way::ALL {

@@ -181,7 +181,7 @@ impl<'c> Lint<'c> {
     fn peer(&mut self, place: &str, peer: &NetworkPolicyPeer, namespace: &str) -> Option<Vec<&'c Pod>> {
         if let Some(block) = &peer.ip_block {
             let except = block.except.as_deref().unwrap_or_default();
-            if except.iter().any(|part| *part == block.cidr) {
+            if except.contains(&block.cidr) {
                 self.warn(&format!("{place}.ipBlock"), "covers nothing: an exception is all of it");
                 return None;
             }
