@@ -73,7 +73,8 @@ fn identity(id: u32, salt: u32) -> Value {
 }
 
 fn rules(id: u32, salt: u32) -> Value {
-    let peers = json!([{ "selector": salt % 1000 }, { "block": { "cidr": format!("172.{}.0.0/16", 16 + id % 16) } }]);
+    let peers =
+        json!([{ "selector": salt % 1000 }, { "block": { "cidr": format!("172.{}.0.0/16", 16 + id % 16) } }]);
     let ports = json!([{ "protocol": "TCP", "first": 80 + salt % 100, "last": 90 + salt % 100 }]);
     json!({ "id": id, "rule": [{ "origin": format!("ns/policy-{id} ingress[0]"), "peers": peers, "ports": ports }] })
 }
@@ -81,8 +82,9 @@ fn rules(id: u32, salt: u32) -> Value {
 fn service(n: u32, salt: u32) -> Value {
     let n = n % SERVICES;
     let address = Ipv4Addr::from_bits(u32::from(Ipv4Addr::new(172, 20, 0, 1)) + n);
-    let endpoints: Vec<Value> =
-        (0..ENDPOINTS).map(|e| json!({ "ip": pod_address(n * ENDPOINTS + e + salt), "port": 8080 })).collect();
+    let endpoints: Vec<Value> = (0..ENDPOINTS)
+        .map(|e| json!({ "ip": pod_address(n * ENDPOINTS + e + salt), "port": 8080 }))
+        .collect();
     // Every other one has a NodePort.
     let mut frontends = vec![json!({ "address": address, "port": 80 })];
     if n.is_multiple_of(2) && n / 2 < 2700 {

@@ -42,10 +42,7 @@ pub(super) fn documents(text: &str) -> Vec<Document<'_>> {
         at += line.len();
     }
     let ends = cuts.iter().skip(1).map(|(at, _)| *at).chain([text.len()]);
-    cuts.iter()
-        .zip(ends)
-        .filter_map(|((start, line), end)| document(&text[*start..end], line - 1))
-        .collect()
+    cuts.iter().zip(ends).filter_map(|((start, line), end)| document(&text[*start..end], line - 1)).collect()
 }
 
 fn document(text: &str, before: usize) -> Option<Document<'_>> {
@@ -73,6 +70,11 @@ fn is_marker(line: &str, marker: &str) -> bool {
 }
 
 impl Document<'_> {
+    /// Its text.
+    pub(super) fn text(&self) -> &str {
+        &self.text
+    }
+
     /// Its content.
     pub(super) fn value(&self) -> Result<Value, Malformed> {
         let mut value: serde_yaml_ng::Value =
