@@ -194,7 +194,11 @@ fn files_come_change_and_go_and_the_packets_follow() {
     assert!(!agent.reaches("pod-a", "pod-b") && agent.reaches("pod-c", "pod-b"));
 
     // The daemon dies: the agent tells the next one everything.
-    kill(agent.lab.pid("sluiced"));
+    let daemon = agent.lab.pid("sluiced");
+    kill(daemon);
+    // Its other threads may outlive the first by a moment, and with them its lock.
+    let threads = || std::fs::read_dir(format!("/proc/{daemon}/task")).map_or(0, Iterator::count);
+    eventually("every thread of the daemon is gone", || threads() <= 1);
     agent.settled("the agent has seen it", |status| status["connected"] == false);
     agent.lab.start_daemon(&[]);
     agent.settled("the agent is back", |status| status["connected"] == true);
