@@ -204,7 +204,7 @@ impl Inventory {
     }
 }
 
-fn invalid(field: impl Into<String>, value: impl ToString, reason: impl Into<String>) -> Invalid {
+fn invalid(field: impl Into<String>, value: impl std::fmt::Display, reason: impl Into<String>) -> Invalid {
     Invalid { field: field.into(), value: value.to_string(), reason: reason.into() }
 }
 

@@ -40,7 +40,7 @@ pub enum Masqueraded {
 }
 
 /// How objects become generations.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, Default, Args)]
 pub struct Settings {
     /// What becomes of a pod that no policy selects: nothing (standard), or it is denied both ways but for its own node
     /// (strict) [default: NETWORK_POLICY_ENFORCING_MODE, then standard]
@@ -59,18 +59,6 @@ pub struct Settings {
     /// Where addresses and node ports that were given out are kept over a restart [default: INVENTORY.allocations.json]
     #[arg(long, value_name = "FILE")]
     pub allocations: Option<PathBuf>,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Self {
-            enforcing_mode: None,
-            on_policy_change: OnChange::default(),
-            masqueraded_node_traffic: Masqueraded::default(),
-            service_cidrs: Vec::new(),
-            allocations: None,
-        }
-    }
 }
 
 impl Settings {

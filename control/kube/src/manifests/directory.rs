@@ -12,7 +12,7 @@ use super::decode::Key;
 use super::files::Files;
 use super::finding::{Finding, Severity};
 use super::placement::{Allocations, Placement};
-use super::walk::{Signature, is_manifest, walk};
+use super::walk::{Found, Signature, is_manifest, walk};
 use super::watch::Touched;
 
 /// A directory of manifests.
@@ -50,7 +50,7 @@ impl Directory {
 
     /// Looks at every file that differs from when it was read; the first time at all.
     pub fn scan(&mut self) -> Batch {
-        let (found, failed) = walk(&self.root);
+        let Found { files: found, failed } = walk(&self.root);
         let mut touched: BTreeSet<Arc<Path>> = found
             .iter()
             .filter(|(path, signature)| self.signatures.get(*path) != Some(*signature))

@@ -5,6 +5,7 @@
 //! object it was, that one stays as it was; where it does not, everything stays that the file held and holds no more.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::{BuildHasher as _, RandomState};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -32,18 +33,24 @@ pub(super) struct Files {
     claims: HashMap<Key, BTreeSet<Arc<Path>>>,
     /// Objects of which more than one file speaks.
     disputed: BTreeSet<Key>,
+    hashing: RandomState,
 }
 
 #[derive(Debug, Default)]
 struct File {
     items: BTreeMap<Key, Held>,
+    /// The objects of documents that there was nothing to say about, by the hash of their text: of a file with a thousand
+    /// pods, only the one that changes is parsed again.
+    parsed: HashMap<u64, Vec<Key>>,
     findings: Vec<Finding>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Held {
     line: usize,
     source: Arc<Source>,
+    /// Hash of the text of its document; 0 where it is not known.
+    hash: u64,
 }
 
 impl Files {
@@ -59,7 +66,7 @@ impl Files {
             let text = read(path);
             let old = self.files.remove(path);
             let new = match text {
-                Ok(text) => Some(File::parse(path, &text, old.as_ref())),
+                Ok(text) => Some(File::parse(path, &text, old.as_ref(), &self.hashing)),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => None,
                 Err(error) => Some(File::unread(path, &error, old.as_ref())),
             };
@@ -79,7 +86,10 @@ impl Files {
         }
         let edits = before.into_iter().map(|(key, before)| (self.source(&key).cloned(), key, before));
         edits
-            .filter(|(now, _, before)| now != before)
+            .filter(|(now, _, before)| match (now, before) {
+                (Some(now), Some(before)) => !Arc::ptr_eq(now, before) && now != before,
+                (now, before) => now.is_some() != before.is_some(),
+            })
             .map(|(now, key, _)| Edit { key, source: now })
             .collect()
     }
@@ -143,6 +153,15 @@ impl Files {
     }
 }
 
+/// What of a file is broken.
+#[derive(Debug, Default)]
+struct Broken {
+    /// The objects that could be told.
+    keys: BTreeSet<Key>,
+    /// There is something of which it could not be told what it was.
+    unknown: bool,
+}
+
 fn read(path: &Path) -> io::Result<String> {
     let length = std::fs::metadata(path)?.len();
     if length > MAX_FILE {
@@ -153,44 +172,52 @@ fn read(path: &Path) -> io::Result<String> {
 }
 
 impl File {
-    fn parse(path: &Arc<Path>, text: &str, old: Option<&Self>) -> Self {
-        let json = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("json"));
-        let outcomes: Vec<Outcome> = if json {
-            text::json(text).into_iter().flat_map(decode::json).collect()
-        } else {
-            text::documents(text).iter().flat_map(decode::yaml).collect()
-        };
+    fn parse(path: &Arc<Path>, text: &str, old: Option<&Self>, hashing: &RandomState) -> Self {
         let mut file = Self::default();
-        let mut broken = BTreeSet::new();
-        let mut unknown_broken = false;
-        for outcome in outcomes {
-            match outcome {
-                Outcome::Good(item) => file.take(path, *item, old),
-                Outcome::Ignored { at, message } => file.say(path, at, Severity::Note, message),
-                Outcome::Bad { key, at, messages } => {
-                    let keeps = match &key {
-                        Some(key) => old.is_some_and(|old| old.items.contains_key(key)),
-                        None => old.is_some_and(|old| !old.items.is_empty()),
-                    };
-                    let tail = match (keeps, &key) {
-                        (false, _) => "",
-                        (true, Some(_)) => "; its last good version stays in force",
-                        (true, None) => "; what the file held before stays in force",
-                    };
-                    for message in messages {
-                        file.say(path, at, Severity::Error, format!("{message}{tail}"));
+        let mut broken = Broken::default();
+        if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("json")) {
+            for outcome in text::json(text).into_iter().flat_map(decode::json) {
+                file.take(path, outcome, 0, old, &mut broken);
+            }
+        } else {
+            for document in text::documents(text) {
+                let hash = hashing.hash_one(document.text());
+                if file.same(hash, document.line, old) {
+                    continue;
+                }
+                let said = file.findings.len();
+                let mut keys = Vec::new();
+                for outcome in decode::yaml(&document) {
+                    if let Outcome::Good(item) = &outcome {
+                        keys.push(item.key.clone());
                     }
-                    unknown_broken |= key.is_none();
-                    broken.extend(key);
+                    file.take(path, outcome, hash, old, &mut broken);
+                }
+                if file.findings.len() == said {
+                    file.parsed.insert(hash, keys);
                 }
             }
         }
         let kept = old.into_iter().flat_map(|old| &old.items);
-        for (key, held) in kept.filter(|(key, _)| unknown_broken || broken.contains(*key)) {
-            let held = || Held { line: held.line, source: Arc::clone(&held.source) };
-            file.items.entry(key.clone()).or_insert_with(held);
+        for (key, held) in kept.filter(|(key, _)| broken.unknown || broken.keys.contains(*key)) {
+            file.items.entry(key.clone()).or_insert_with(|| Held { hash: 0, ..held.clone() });
         }
         file
+    }
+
+    /// Takes a document over that was there before word by word; false when it was not.
+    fn same(&mut self, hash: u64, line: usize, old: Option<&Self>) -> bool {
+        let Some((old, keys)) = old.and_then(|old| Some((old, old.parsed.get(&hash)?))) else { return false };
+        let held: Option<Vec<_>> =
+            keys.iter().map(|key| old.items.get(key).filter(|held| held.hash == hash)).collect();
+        let Some(held) = held.filter(|_| keys.iter().all(|key| !self.items.contains_key(key))) else {
+            return false;
+        };
+        for (key, held) in keys.iter().zip(held) {
+            self.items.insert(key.clone(), Held { line, ..held.clone() });
+        }
+        self.parsed.insert(hash, keys.clone());
+        true
     }
 
     fn unread(path: &Arc<Path>, error: &io::Error, old: Option<&Self>) -> Self {
@@ -198,12 +225,42 @@ impl File {
         let tail = if old.is_some() { "; what it held before stays in force" } else { "" };
         file.say(path, Position::default(), Severity::Error, format!("cannot be read: {error}{tail}"));
         for (key, held) in old.into_iter().flat_map(|old| &old.items) {
-            file.items.insert(key.clone(), Held { line: held.line, source: Arc::clone(&held.source) });
+            file.items.insert(key.clone(), Held { hash: 0, ..held.clone() });
         }
         file
     }
 
-    fn take(&mut self, path: &Arc<Path>, item: Item, old: Option<&Self>) {
+    fn take(
+        &mut self,
+        path: &Arc<Path>,
+        outcome: Outcome,
+        hash: u64,
+        old: Option<&Self>,
+        broken: &mut Broken,
+    ) {
+        match outcome {
+            Outcome::Good(item) => self.take_good(path, *item, hash, old),
+            Outcome::Ignored { at, message } => self.say(path, at, Severity::Note, message),
+            Outcome::Bad { key, at, messages } => {
+                let keeps = match &key {
+                    Some(key) => old.is_some_and(|old| old.items.contains_key(key)),
+                    None => old.is_some_and(|old| !old.items.is_empty()),
+                };
+                let tail = match (keeps, &key) {
+                    (false, _) => "",
+                    (true, Some(_)) => "; its last good version stays in force",
+                    (true, None) => "; what the file held before stays in force",
+                };
+                for message in messages {
+                    self.say(path, at, Severity::Error, format!("{message}{tail}"));
+                }
+                broken.unknown |= key.is_none();
+                broken.keys.extend(key);
+            }
+        }
+    }
+
+    fn take_good(&mut self, path: &Arc<Path>, item: Item, hash: u64, old: Option<&Self>) {
         let Item { key, at, source, warnings } = item;
         for warning in warnings {
             self.say(path, at, Severity::Warning, format!("{key}: {warning}"));
@@ -215,7 +272,7 @@ impl File {
         // What has not changed stays the same memory.
         let same = old.and_then(|old| old.items.get(&key)).filter(|held| *held.source == source);
         let source = same.map_or_else(|| Arc::new(source), |held| Arc::clone(&held.source));
-        self.items.insert(key, Held { line: at.line, source });
+        self.items.insert(key, Held { line: at.line, source, hash });
     }
 
     fn say(&mut self, path: &Arc<Path>, at: Position, severity: Severity, message: String) {

@@ -79,7 +79,9 @@ pub(super) fn read(
     match key.kind {
         Kind::Namespace => convert(key, &value, document, |namespace: &mut Namespace| {
             defaults::namespace(&mut namespace.metadata);
-            Ok(Source::Namespace((&*namespace).try_into().map_err(words)?))
+            Ok(Source::Namespace(
+                (&*namespace).try_into().map_err(|refusals: Vec<Refusal>| words(&refusals))?,
+            ))
         }),
         Kind::Node => convert(key, &value, document, |node: &mut Node| {
             let cidr = node.spec.as_ref().and_then(|spec| spec.pod_cidr.as_deref());
@@ -89,7 +91,10 @@ pub(super) fn read(
                     refused("spec.podCIDR", text, "must be a valid IPv4 CIDR, (e.g. 10.9.8.0/24)")
                 })
             });
-            Ok(Source::Node((&*node).try_into().map_err(words)?, cidr.transpose()?))
+            Ok(Source::Node(
+                (&*node).try_into().map_err(|refusals: Vec<Refusal>| words(&refusals))?,
+                cidr.transpose()?,
+            ))
         }),
         Kind::Pod => {
             convert(key, &value, document, |pod: &mut Pod| Ok(pods(Replicas::Itself, template(pod)?)))
@@ -145,12 +150,14 @@ pub(super) fn read(
         Kind::Service => convert(key, &value, document, |service: &mut Service| {
             defaults::service(service);
             // Refused now, while its place is known; it is taken again once it has its addresses.
-            sluice_policy::Service::try_from(&*service).map_err(words)?;
+            sluice_policy::Service::try_from(&*service).map_err(|refusals: Vec<Refusal>| words(&refusals))?;
             Ok(Source::Service(Box::new(service.clone())))
         }),
         Kind::EndpointSlice => convert(key, &value, document, |slice: &mut EndpointSlice| {
             defaults::slice(slice);
-            Ok(Source::Slice(Box::new((&*slice).try_into().map_err(words)?)))
+            Ok(Source::Slice(Box::new(
+                (&*slice).try_into().map_err(|refusals: Vec<Refusal>| words(&refusals))?,
+            )))
         }),
         Kind::NetworkPolicy => {
             fill_empty_rules(&mut value);
@@ -158,7 +165,7 @@ pub(super) fn read(
                 defaults::policy(policy);
                 let refusals = admit_new(policy);
                 if !refusals.is_empty() {
-                    return Err(words(refusals));
+                    return Err(words(&refusals));
                 }
                 Ok(Source::Policy(Box::new(policy.clone())))
             })
@@ -185,7 +192,7 @@ where
     }
 }
 
-fn words(refusals: Vec<Refusal>) -> Reasons {
+fn words(refusals: &[Refusal]) -> Reasons {
     refusals.iter().map(ToString::to_string).collect()
 }
 
@@ -233,7 +240,7 @@ fn repeated(workload: &ObjectMeta, spec: Option<PodTemplateSpec>) -> Result<Temp
 
 fn template(pod: &mut Pod) -> Result<Template, Reasons> {
     defaults::pod(pod);
-    let slim = sluice_policy::Pod::try_from(&*pod).map_err(words)?;
+    let slim = sluice_policy::Pod::try_from(&*pod).map_err(|refusals: Vec<Refusal>| words(&refusals))?;
     let status = pod.status.as_ref();
     let conditions = status.and_then(|s| s.conditions.as_ref()).into_iter().flatten();
     let unready = conditions.into_iter().any(|c| c.type_ == "Ready" && c.status != "True");
@@ -298,7 +305,8 @@ fn check_names(key: &Key) -> Result<(), Failure> {
             vec![format!("{key} is refused: metadata.{field}: Invalid value: \"{value}\": {rule}")];
         Err(Failure { at: None, messages })
     };
-    if !key.namespace.is_empty() && !(label(&key.namespace) && key.namespace.len() <= 63) {
+    let fits = key.namespace.is_empty() || (label(&key.namespace) && key.namespace.len() <= 63);
+    if !fits {
         return fail("namespace", &key.namespace, "1 to 63 of a-z, 0-9 and -, neither first nor last a -");
     }
     let short = matches!(key.kind, Kind::Namespace | Kind::Service);

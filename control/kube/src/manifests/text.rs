@@ -70,6 +70,11 @@ fn is_marker(line: &str, marker: &str) -> bool {
 }
 
 impl Document<'_> {
+    /// Its text.
+    pub(super) fn text(&self) -> &str {
+        &self.text
+    }
+
     /// Its content.
     pub(super) fn value(&self) -> Result<Value, Malformed> {
         let mut value: serde_yaml_ng::Value =

@@ -34,41 +34,46 @@ pub(super) fn is_manifest(path: &Path) -> bool {
     !hidden && ["yaml", "yml", "json"].iter().any(|known| extension.eq_ignore_ascii_case(known))
 }
 
-/// Every manifest, and the directories that could not be read.
-pub(super) fn walk(root: &Path) -> (BTreeMap<Arc<Path>, Option<Signature>>, Vec<(PathBuf, io::Error)>) {
-    let mut found = BTreeMap::new();
-    let mut failed = Vec::new();
-    visit(root, 0, &mut found, &mut failed);
-    (found, failed)
+/// What a walk has found.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    /// Every manifest.
+    pub files: BTreeMap<Arc<Path>, Option<Signature>>,
+    /// The directories that could not be read.
+    pub failed: Vec<(PathBuf, io::Error)>,
 }
 
-fn visit(
-    directory: &Path,
-    depth: usize,
-    found: &mut BTreeMap<Arc<Path>, Option<Signature>>,
-    failed: &mut Vec<(PathBuf, io::Error)>,
-) {
+/// Every manifest, and the directories that could not be read.
+pub(super) fn walk(root: &Path) -> Found {
+    let mut found = Found::default();
+    visit(root, 0, &mut found);
+    found
+}
+
+fn visit(directory: &Path, depth: usize, found: &mut Found) {
     let entries = match std::fs::read_dir(directory) {
         Ok(entries) => entries,
-        Err(error) => return failed.push((directory.to_owned(), error)),
+        Err(error) => return found.failed.push((directory.to_owned(), error)),
     };
     for entry in entries {
         let path = match entry {
             Ok(entry) => entry.path(),
-            Err(error) => return failed.push((directory.to_owned(), error)),
+            Err(error) => return found.failed.push((directory.to_owned(), error)),
         };
         if path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b".")) {
             continue;
         }
         if path.is_dir() {
             if depth < DEPTH {
-                visit(&path, depth + 1, found, failed);
+                visit(&path, depth + 1, found);
             } else {
-                failed.push((path, io::Error::other(format!("lies more than {DEPTH} directories deep"))));
+                found
+                    .failed
+                    .push((path, io::Error::other(format!("lies more than {DEPTH} directories deep"))));
             }
         } else if is_manifest(&path) {
             let signature = Signature::of(&path);
-            found.insert(path.into(), signature);
+            found.files.insert(path.into(), signature);
         }
     }
 }

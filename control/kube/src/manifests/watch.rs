@@ -122,7 +122,6 @@ impl Seen {
     fn file(&mut self, kind: &EventKind, path: PathBuf) {
         match kind {
             EventKind::Access(AccessKind::Close(AccessMode::Write)) if is_manifest(&path) => self.close(path),
-            EventKind::Access(_) => {}
             EventKind::Modify(ModifyKind::Data(_) | ModifyKind::Any)
             | EventKind::Create(CreateKind::File)
                 if is_manifest(&path) =>
@@ -135,9 +134,11 @@ impl Seen {
                     self.open.entry(path).or_insert_with(Instant::now);
                 }
             }
-            EventKind::Modify(ModifyKind::Data(_)) => {}
+            EventKind::Access(_) | EventKind::Modify(ModifyKind::Data(_)) => {}
+            // Its mode or owner: nothing that ends a write.
+            EventKind::Modify(ModifyKind::Metadata(_)) if self.open.contains_key(&path) => {}
             EventKind::Remove(RemoveKind::File) | EventKind::Modify(_) if is_manifest(&path) => {
-                self.close(path)
+                self.close(path);
             }
             EventKind::Create(CreateKind::File) | EventKind::Remove(RemoveKind::File)
                 if !is_hidden(&path) => {}

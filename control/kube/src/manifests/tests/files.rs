@@ -121,3 +121,18 @@ fn a_directory_that_vanishes_takes_nothing_with_it() {
     std::fs::rename(&away, bed.root.path()).unwrap();
     assert!(bed.scan().is_empty() && bed.errors().is_empty());
 }
+
+#[test]
+fn a_document_that_stays_as_it_was_keeps_its_object_and_follows_its_line() {
+    let mut bed = Bed::new();
+    bed.write("x.yaml", &format!("{}{}", pod("one", ""), pod("two", "")));
+    assert!(bed.write("x.yaml", &format!("{}{}", pod("two", ""), pod("one", ""))).is_empty());
+    // A second document of the same words is the second, not the first come again.
+    bed.write("x.yaml", &format!("{}{}{}", pod("two", ""), pod("one", ""), pod("one", "")));
+    bed.error(&["x.yaml:11:", "Pod a/one is also in line 6"]);
+    bed.write("x.yaml", &format!("kind: [\n---\n{}", pod("one", "")));
+    assert_eq!(bed.pods(), ["a/one", "a/two"]);
+    bed.write("x.yaml", &pod("one", ", hostNetwork: true"));
+    assert_eq!(bed.pods(), ["a/one"]);
+    assert!(bed.pod("a/one").host_network && bed.errors().is_empty());
+}
