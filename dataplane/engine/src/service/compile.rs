@@ -42,10 +42,10 @@ impl Services {
     #[must_use]
     pub fn follow(&self, state: &State) -> (Self, bool) {
         let ranges = nets(&state.cidrs);
-        let changes = changes(&self.listed, &state.services);
+        let (old, new) = differing(&self.listed, &state.services);
+        let same = old.is_empty() && new.is_empty();
+        let changes = changes(old, new);
         let moved = ranges != self.ranges || changes.iter().any(Change::moves_flows);
-        let same = self.listed.len() == state.services.len()
-            && self.listed.iter().zip(&state.services).all(|(a, b)| Arc::ptr_eq(a, b));
         let listed = if same { Arc::clone(&self.listed) } else { state.services.as_slice().into() };
         if changes.is_empty() {
             return (Self { shards: Arc::clone(&self.shards), ranges, listed }, moved);
@@ -116,6 +116,15 @@ fn keys(service: &Wanted) -> impl Iterator<Item = u64> {
 
 fn nets(cidrs: &[Ipv4Net]) -> Vec<(u32, u32)> {
     cidrs.iter().map(|c| (c.network().to_bits(), c.netmask().to_bits())).collect()
+}
+
+/// The parts of two lists between what both begin with and what both end with. Only pointers are compared.
+fn differing<'a>(old: &'a [Arc<Wanted>], new: &'a [Arc<Wanted>]) -> (&'a [Arc<Wanted>], &'a [Arc<Wanted>]) {
+    let same = |(a, b): &(&Arc<Wanted>, &Arc<Wanted>)| Arc::ptr_eq(a, b);
+    let head = old.iter().zip(new).take_while(same).count();
+    let (old, new) = (&old[head..], &new[head..]);
+    let tail = old.iter().rev().zip(new.iter().rev()).take_while(same).count();
+    (&old[..old.len() - tail], &new[..new.len() - tail])
 }
 
 /// What differs between two lists of services. They are nearly always the same, but for one that was replaced where it
