@@ -133,12 +133,12 @@ fn a_peer_that_becomes_another_is_judged_again_at_its_next_packet() {
     for (what, member, change, back) in changes {
         let mut held = open(member);
         assert!(is_open(&mut held), "{what}: before");
-        pusher.push(&json!([change]));
         let before = lab.stats();
+        pusher.push(&json!([change]));
+        let after = lab.stats();
         assert!(!is_open(&mut held), "{what}: its packets still arrive");
-        let delta = lab.since(&before);
-        delta.assert_at_least(&[("engine.flows_revoked", 1)]);
-        delta.assert(&[("engine.to_pod", 0)]);
+        lab.since(&before).assert_at_least(&[("engine.flows_revoked", 1), ("drop.revoked", 1)]);
+        lab.since(&after).assert(&[("engine.to_pod", 0)]);
         let anew = lab.within(member, || connect(None, at, Duration::from_millis(500)));
         assert!(anew.is_err(), "{what}: a new connection came through");
         pusher.push(&json!([back]));
