@@ -158,12 +158,42 @@ impl PortSet {
     #[must_use]
     pub fn ranges(&self) -> Vec<PortRange> {
         let mut ranges: Vec<PortRange> = Vec::new();
-        for port in self.iter() {
-            match ranges.last_mut() {
-                Some(last) if last.last.checked_add(1) == Some(port) => last.last = port,
-                _ => ranges.push(PortRange { first: port, last: port }),
+        // By runs of bits: it is asked for with every change of anything.
+        for (start, word) in (0_u16..=u16::MAX).step_by(64).zip(self.words.iter()) {
+            let (mut rest, mut port) = (*word, u32::from(start));
+            while rest != 0 {
+                let gap = rest.trailing_zeros();
+                let run = (rest >> gap).trailing_ones();
+                let ends =
+                    [port + gap, port + gap + run - 1].map(|end| u16::try_from(end).unwrap_or(u16::MAX));
+                let [first, last] = ends;
+                match ranges.last_mut() {
+                    Some(before) if before.last.checked_add(1) == Some(first) => before.last = last,
+                    _ => ranges.push(PortRange { first, last }),
+                }
+                port += gap + run;
+                rest = (rest >> gap).checked_shr(run).unwrap_or(0);
             }
         }
         ranges
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_set_is_its_ranges_wherever_they_begin_and_end() {
+        for text in
+            ["1-65535", "63", "64", "63-64", "1-62,64-127,129-65535", "65535", "1,3,5,7,64-128,192-255,257"]
+        {
+            let mut set = PortSet::default();
+            text.split(',').for_each(|range| set.insert_range(range.parse().unwrap()));
+            let shown: Vec<_> = set.ranges().iter().map(ToString::to_string).collect();
+            assert_eq!(shown.join(","), text);
+            assert_eq!(set.iter().count(), set.len() as usize);
+        }
+        assert!(PortSet::default().ranges().is_empty());
     }
 }
