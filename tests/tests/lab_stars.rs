@@ -164,6 +164,14 @@ fn the_management_ui_shows_what_is_in_force_and_changes_it() {
     assert_eq!(edges(&mut browser), 14);
     assert_eq!(browser.value("document.querySelectorAll('.edge.yes').length"), 14, "S0: everybody answers");
 
+    // The names were asked through the engine: from the pods to the service's address, answered by a pod.
+    let flows = sluice(&["flows", "--lab", &serving.lab, "--port", "53", "--output", "json"], &[]);
+    let flows: Value = serde_json::from_slice(&flows.stdout).expect("flows");
+    let asked = flows["rows"].as_array().into_iter().flatten().filter(|flow| {
+        flow["original"]["dst"] == "10.100.0.10" && flow["translated"]["dst"] != "10.100.0.10"
+    });
+    assert!(asked.count() >= 5, "{flows}");
+
     // S1: the buttons, the arrows, the matrix, the list.
     browser.press("#steps button:nth-child(2)");
     settled(&mut browser, "S1");

@@ -18,8 +18,8 @@ use crate::netns::Netns;
 /// How long the first generation may take.
 const START: Duration = Duration::from_secs(20);
 
-/// The lab's service range: EKS' own where the VPC is not in 10.0.0.0/8's upper part.
-pub(crate) const SERVICE_CIDR: Ipv4Net = Ipv4Net::new_assert(std::net::Ipv4Addr::new(10, 100, 0, 0), 16);
+/// The lab's service range, one of the two that EKS gives a cluster; the lab's VPC is elsewhere.
+const SERVICE_CIDR: Ipv4Net = Ipv4Net::new_assert(std::net::Ipv4Addr::new(10, 100, 0, 0), 16);
 
 /// Writes the inventory and starts the agent in the node's namespace.
 ///
@@ -71,10 +71,20 @@ pub(crate) fn wait(record: &Record, paths: &Paths, progress: &Progress) -> Resul
     }
 }
 
-/// The inventory: the daemon's state with the pods' places and without their names, which the manifests give.
+/// The inventory: the daemon's state without what the manifests say, and the cluster. A pod is a place for any pod.
 fn text(plan: &Topology, options: &Options) -> Result<String> {
-    let state = plan.state(options);
-    let mut text = toml::to_string(&state).context("cannot write the inventory as TOML")?;
-    text.push_str(&format!("\n[cluster]\nservice_cidrs = [\"{SERVICE_CIDR}\"]\n"));
-    Ok(text)
+    let mut table = toml::Table::try_from(plan.state(options)).context("the inventory is no TOML")?;
+    for key in ["policy", "services"] {
+        table.remove(key);
+    }
+    for pod in table.get_mut("pod").and_then(toml::Value::as_array_mut).into_iter().flatten() {
+        if let Some(pod) = pod.as_table_mut() {
+            pod.remove("namespace");
+            pod.remove("name");
+        }
+    }
+    let mut cluster = toml::Table::new();
+    cluster.insert("service_cidrs".into(), vec![SERVICE_CIDR.to_string()].into());
+    table.insert("cluster".into(), cluster.into());
+    toml::to_string(&table).context("cannot write the inventory as TOML")
 }

@@ -199,8 +199,11 @@ mod tests {
     use super::*;
     use Who::{Backend, Browser, Client, Frontend, ManagementUi, Node, Visitor};
 
-    /// The demo's table: who reaches whom at S0, S1, S2, S3, S4.
-    const TABLE: &[(&[(Who, Who)], [bool; 5])] = &[
+    /// Pairs, and whether the first reaches the second at S0, S1, S2, S3, S4.
+    type Row = (&'static [(Who, Who)], [bool; 5]);
+
+    /// The demo's table.
+    const TABLE: &[Row] = &[
         (
             &[(ManagementUi, Frontend), (ManagementUi, Backend), (ManagementUi, Client)],
             [true, false, true, true, true],

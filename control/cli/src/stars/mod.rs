@@ -77,7 +77,7 @@ pub(crate) fn run(stars: &Stars) -> Result<ExitCode> {
     let page = stars.serve.map(web::Server::bind).transpose()?;
     let mut bed = Bed::up(stars, &progress)?;
     if let Some(page) = page {
-        web::serve(page, bed, &progress)?;
+        web::serve(&page, bed, &progress)?;
         return Ok(ExitCode::SUCCESS);
     }
     let show = |text: &str| match stars.output {

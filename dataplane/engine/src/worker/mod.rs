@@ -18,6 +18,7 @@ mod finish;
 mod forward;
 mod fragments;
 mod open;
+mod recheck;
 mod serve;
 mod target;
 mod waiting;
@@ -26,12 +27,17 @@ use std::sync::Arc;
 
 use self::finish::IcmpBudget;
 use self::fragments::{Fragment, Piece};
+use self::recheck::Recheck;
 use self::target::{Target, ttl_between};
 use self::waiting::WaitingRoom;
 use crate::counters::{Counters, Event};
+<<<<<<< HEAD
 use crate::flow::{
     Aged, Dir, Flow, FlowId, FlowTable, Local, Origin, Phase, TableError, TcpSegment, TcpVerdict,
 };
+=======
+use crate::flow::{Aged, Dir, Flow, FlowId, FlowTable, Local, TableError, TcpSegment, TcpVerdict};
+>>>>>>> main
 use crate::frag::{self, FragTable, FragmentIds};
 use crate::frame::{Frame, Ingress, Offload, Packet};
 use crate::nat::PortChooser;
@@ -132,6 +138,7 @@ struct Matched {
     opened: bool,
 }
 
+<<<<<<< HEAD
 /// What became of a flow that was judged before something changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Recheck {
@@ -143,6 +150,8 @@ enum Recheck {
     Moved,
 }
 
+=======
+>>>>>>> main
 /// How a packet's way through the worker ends.
 #[derive(Debug, Clone, Copy)]
 enum End {
@@ -417,6 +426,7 @@ impl<F: Frame> Worker<F> {
         true
     }
 
+<<<<<<< HEAD
     /// Asks services and policy again.
     #[cold]
     fn recheck(&mut self, moment: Moment<'_>, matched: Matched, parsed: &Parsed) -> Recheck {
@@ -460,6 +470,8 @@ impl<F: Frame> Worker<F> {
         Recheck::Revoked
     }
 
+=======
+>>>>>>> main
     /// A packet that matches a flow but came from where the flow does not come from.
     #[cold]
     fn misplaced(

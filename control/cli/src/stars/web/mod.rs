@@ -85,7 +85,7 @@ fn token() -> Result<String> {
 ///
 /// # Errors
 /// The lab broke.
-pub(super) fn serve(server: Server, bed: Bed, progress: &Progress) -> Result<()> {
+pub(super) fn serve(server: &Server, bed: Bed, progress: &Progress) -> Result<()> {
     progress.suspended(|| println!("open {}  (Ctrl-C ends it)", server.url()));
     progress.step("serving")?;
     let view = Mutex::new(View::new(&bed)?);
@@ -126,8 +126,7 @@ fn follow(mut bed: Bed, view: &Mutex<View>, wanted: &Receiver<Wanted>, progress:
                 let Wanted(policies) = wanted.try_iter().last().unwrap_or(first);
                 lock(view).begins(policies);
                 let brought = bed.bring(policies, progress);
-                let failure = brought.as_ref().err().map(|e| format!("{e:#}"));
-                lock(view).ended(&bed, brought.ok(), failure);
+                lock(view).ended(&bed, brought);
             }
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => break,

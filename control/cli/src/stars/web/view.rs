@@ -53,8 +53,8 @@ struct Shown {
 struct Change {
     at: u64,
     in_force: Policies,
-    /// Milliseconds from the change of the files to the daemon having it.
-    took: u64,
+    /// Milliseconds from the change of the files to the daemon having it; none where it changes no rule.
+    took: Option<u64>,
 }
 
 impl View {
@@ -110,14 +110,16 @@ impl View {
     }
 
     /// It has ended.
-    pub(super) fn ended(&mut self, bed: &Bed, took: Option<Duration>, failure: Option<String>) {
+    pub(super) fn ended(&mut self, bed: &Bed, brought: Result<Option<Duration>>) {
         self.busy = None;
-        self.error = failure;
         self.in_force = bed.policies();
-        if let Some(took) = took {
-            let took = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
-            self.history.insert(0, Change { at: now(), in_force: bed.policies(), took });
-            self.history.truncate(HISTORY);
+        match brought {
+            Ok(took) => {
+                let took = took.map(|t| u64::try_from(t.as_millis()).unwrap_or(u64::MAX));
+                self.history.insert(0, Change { at: now(), in_force: bed.policies(), took });
+                self.history.truncate(HISTORY);
+            }
+            Err(e) => self.error = Some(format!("{e:#}")),
         }
     }
 
