@@ -31,13 +31,7 @@ use self::recheck::Recheck;
 use self::target::{Target, ttl_between};
 use self::waiting::WaitingRoom;
 use crate::counters::{Counters, Event};
-<<<<<<< HEAD
-use crate::flow::{
-    Aged, Dir, Flow, FlowId, FlowTable, Local, Origin, Phase, TableError, TcpSegment, TcpVerdict,
-};
-=======
 use crate::flow::{Aged, Dir, Flow, FlowId, FlowTable, Local, TableError, TcpSegment, TcpVerdict};
->>>>>>> main
 use crate::frag::{self, FragTable, FragmentIds};
 use crate::frame::{Frame, Ingress, Offload, Packet};
 use crate::nat::PortChooser;
@@ -138,20 +132,6 @@ struct Matched {
     opened: bool,
 }
 
-<<<<<<< HEAD
-/// What became of a flow that was judged before something changed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Recheck {
-    /// It goes on.
-    Stays,
-    /// Policy forbids it now.
-    Revoked,
-    /// It would go elsewhere now, or begins anew: the packet is judged as if there had been no flow.
-    Moved,
-}
-
-=======
->>>>>>> main
 /// How a packet's way through the worker ends.
 #[derive(Debug, Clone, Copy)]
 enum End {
@@ -426,52 +406,6 @@ impl<F: Frame> Worker<F> {
         true
     }
 
-<<<<<<< HEAD
-    /// Asks services and policy again.
-    #[cold]
-    fn recheck(&mut self, moment: Moment<'_>, matched: Matched, parsed: &Parsed) -> Recheck {
-        let Moment { now, snapshot } = moment;
-        let flow = self.table.flow(matched.id);
-        let revoked = flow.phase() == Phase::Revoked;
-        if revoked && open::stance(parsed) == open::Stance::Opens {
-            // The same ports, but another connection.
-            return Recheck::Moved;
-        }
-        if !revoked {
-            self.counters.add(Event::FlowsRechecked, 1);
-        }
-        let (original, translated) = (flow.original(), flow.translated());
-        let holds = flow.origin() != Origin::Pod || serve::still_holds(snapshot, &original, &translated);
-        if !holds && matched.dir == Dir::Forward {
-            return Recheck::Moved;
-        }
-        let judged = open::judged(&original, &translated);
-        if !snapshot.policy.rechecks() || snapshot.judge(&judged, flow.origin()).is_ok() {
-            if revoked {
-                // Allowed again: it is picked up where it is now.
-                return Recheck::Moved;
-            }
-            // What an endpoint that is gone still answers is not lost; the client's next packet goes to another one.
-            if holds {
-                flow.set_policy_generation(snapshot.policy.generation());
-            }
-            return Recheck::Stays;
-        }
-        if !revoked {
-            self.counters.add(Event::FlowsRevoked, 1);
-        }
-        if open::may_be_under_way(parsed) {
-            // Zero is no generation: every packet of it is asked about.
-            flow.set_policy_generation(0);
-            self.table.revoke(matched.id, matched.dir, now);
-        } else {
-            self.local.remove(&self.table, matched.id);
-        }
-        Recheck::Revoked
-    }
-
-=======
->>>>>>> main
     /// A packet that matches a flow but came from where the flow does not come from.
     #[cold]
     fn misplaced(
