@@ -170,11 +170,11 @@ fn a_live_connection_through_a_node_port_is_judged_again() {
     let at = SocketAddrV4::new(NODE, NODE_PORT);
     let mut held = lab.within("host-x", || connect(None, at, PATIENCE)).expect("a connection");
     greeting(&mut held).expect("the server's first line");
+    let before = lab.stats();
     pusher.push_all(&[isolate(2, own, Some(&[block("10.0.0.0/8")]), None)]);
     held.set_read_timeout(Some(MOMENT)).expect("a timeout");
-    let before = lab.stats();
+    let after = lab.stats();
     assert!(!is_open(&mut held), "its packets still arrive");
-    let delta = lab.since(&before);
-    delta.assert_at_least(&[("engine.flows_revoked", 1)]);
-    delta.assert(&[("engine.to_pod", 0)]);
+    lab.since(&before).assert_at_least(&[("engine.flows_revoked", 1), ("drop.revoked", 1)]);
+    lab.since(&after).assert(&[("engine.to_pod", 0)]);
 }
