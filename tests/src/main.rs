@@ -8,8 +8,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use sluice_tests::conformance;
 
 /// What `--help` ends with.
-const EXIT_CODES: &str =
-    "Exit codes: 0 everything came out as the cases say, 1 something did not, 2 wrong command line or no case file.";
+const EXIT_CODES: &str = "Exit codes: 0 everything came out as the cases say, 1 something did not, 2 wrong command line or no case file.";
 
 #[derive(Debug, Parser)]
 #[command(name = "sluice-tests", version, about = "Play case files against the product", after_help = EXIT_CODES)]

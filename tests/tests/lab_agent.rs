@@ -34,7 +34,11 @@ fn start(lab: &Lab, files: &Path, args: &[&str]) -> Child {
     let log = std::fs::OpenOptions::new().create(true).append(true).open(files.join("agent.log")).unwrap();
     let mut command = Command::new(program("sluice-agent"));
     command.arg("--manifests").arg(manifests(files)).arg("--inventory").arg(files.join("inventory.toml"));
-    command.arg("--state-socket").arg(lab.path("run/state.sock")).arg("--status").arg(files.join("status.json"));
+    command
+        .arg("--state-socket")
+        .arg(lab.path("run/state.sock"))
+        .arg("--status")
+        .arg(files.join("status.json"));
     command.args(args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
     command.spawn().expect("sluice-agent starts")
 }
@@ -48,7 +52,8 @@ impl Agent {
         let inventory = format!("{state}\n[cluster]\nservice_cidrs = [\"172.20.0.0/16\"]\n");
         std::fs::write(files.path().join("inventory.toml"), inventory).unwrap();
         for name in ["a", "b", "c", "d"] {
-            std::fs::write(manifests(files.path()).join(format!("pod-{name}.yaml")), pod(name, name)).unwrap();
+            std::fs::write(manifests(files.path()).join(format!("pod-{name}.yaml")), pod(name, name))
+                .unwrap();
         }
         let child = start(&lab, files.path(), args);
         let agent = Self { lab, files, child };
@@ -90,7 +95,8 @@ impl Agent {
     /// One new flow from a pod to another's echo server.
     fn reaches(&self, from: &str, to: &str) -> bool {
         let to = SocketAddrV4::new(self.lab.address(to), ECHO);
-        self.lab.within(from, || connect(None, to, Duration::from_millis(300)).is_ok_and(|mut s| is_open(&mut s)))
+        self.lab
+            .within(from, || connect(None, to, Duration::from_millis(300)).is_ok_and(|mut s| is_open(&mut s)))
     }
 
     /// Sends datagrams from pod-a to pod-b, each a new flow, until two in a row meet the same fate; gives when the
@@ -114,7 +120,11 @@ impl Agent {
                 } else {
                     first = None;
                 }
-                assert!(sent < deadline, "probes do not come to {}", if passes { "pass" } else { "be denied" });
+                assert!(
+                    sent < deadline,
+                    "probes do not come to {}",
+                    if passes { "pass" } else { "be denied" }
+                );
             }
         })
     }
@@ -154,7 +164,9 @@ fn files_come_change_and_go_and_the_packets_follow() {
     agent.write("only.yaml", "kind: NetworkPolicy\nspec: [\n");
     agent.settled("the malformed file is reported", |status| {
         let findings = status["findings"].as_array().cloned().unwrap_or_default();
-        findings.iter().any(|f| f["file"].as_str().is_some_and(|f| f.ends_with("only.yaml")) && f["line"] == 3)
+        findings
+            .iter()
+            .any(|f| f["file"].as_str().is_some_and(|f| f.ends_with("only.yaml")) && f["line"] == 3)
     });
     assert!(!agent.reaches("pod-a", "pod-b"), "the last good version");
     agent.write("pod-a.yaml", &pod("a", "c"));
@@ -169,7 +181,9 @@ fn files_come_change_and_go_and_the_packets_follow() {
     agent.write("only.yaml", &only("c"));
     let generation = agent.status()["generation"].as_u64().unwrap();
     let mut second = start(&agent.lab, agent.files.path(), &[]);
-    agent.settled("the second agent is heard", |status| status["generation"].as_u64().is_some_and(|g| g > generation));
+    agent.settled("the second agent is heard", |status| {
+        status["generation"].as_u64().is_some_and(|g| g > generation)
+    });
     assert!(!agent.reaches("pod-a", "pod-b") && agent.reaches("pod-c", "pod-b"));
 
     // The daemon dies: the agent tells the next one everything.
@@ -213,7 +227,8 @@ fn in_strict_mode_a_pod_that_no_policy_selects_is_alone_with_its_node() {
     let agent = Agent::up("i", &["--enforcing-mode", "strict"]);
     assert!(!agent.reaches("pod-a", "pod-b") && !agent.reaches("pod-c", "host-v"));
     let b = SocketAddrV4::new(agent.lab.address("pod-b"), ECHO);
-    let from_node = agent.lab.within("node", || connect(None, b, PATIENCE).is_ok_and(|mut s| is_open(&mut s)));
+    let from_node =
+        agent.lab.within("node", || connect(None, b, PATIENCE).is_ok_and(|mut s| is_open(&mut s)));
     assert!(from_node, "its own node always reaches it");
     // A pod that leaves the manifests loses its path, and one that comes has it only with its policy.
     agent.remove("pod-b.yaml");

@@ -261,11 +261,8 @@ impl Agent {
             return;
         }
         let ops = std::mem::take(&mut self.pending);
-        let under_way = Sent {
-            at: Instant::now(),
-            ops: ops.len(),
-            whole: matches!(ops.first(), Some(Op::Replace(_))),
-        };
+        let under_way =
+            Sent { at: Instant::now(), ops: ops.len(), whole: matches!(ops.first(), Some(Op::Replace(_))) };
         match daemon.send(ops) {
             Ok(_) => *sent = Some(under_way),
             Err(error) => self.lost(&error),
@@ -287,7 +284,8 @@ impl Agent {
         let Link::Up { sent, refused, .. } = &mut self.link else { return Ok(()) };
         match answer {
             Some(PushReply::Accepted { generation, warnings }) => {
-                let (ops, took) = sent.take().map_or((0, Duration::ZERO), |sent| (sent.ops, sent.at.elapsed()));
+                let (ops, took) =
+                    sent.take().map_or((0, Duration::ZERO), |sent| (sent.ops, sent.at.elapsed()));
                 *refused = false;
                 self.accepted = Some(generation);
                 tracing::info!(generation, ops, took_us = took.as_micros(), "in force");
@@ -315,7 +313,9 @@ impl Agent {
             }
             Some(PushReply::Hello { .. }) => tracing::warn!("the daemon greets twice"),
             None => {
-                tracing::warn!("the daemon has gone: packets go on under its last state, or as --on-failure says");
+                tracing::warn!(
+                    "the daemon has gone: packets go on under its last state, or as --on-failure says"
+                );
                 self.down();
             }
         }
@@ -332,7 +332,11 @@ impl Agent {
             generation: self.accepted,
             node: &self.model.inventory().state.node.name,
             pods: pods
-                .map(|p| PathOf { pod: format!("{}/{}", p.namespace, p.name), ip: p.ip, interface: p.interface })
+                .map(|p| PathOf {
+                    pod: format!("{}/{}", p.namespace, p.name),
+                    ip: p.ip,
+                    interface: p.interface,
+                })
                 .collect(),
             findings: self.said.iter().cloned().collect(),
         };

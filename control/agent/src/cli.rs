@@ -164,7 +164,8 @@ pub fn main() -> ExitCode {
 }
 
 fn exit_code(error: &anyhow::Error) -> u8 {
-    let refused = error.downcast_ref::<InventoryError>().is_some_and(|e| !matches!(e, InventoryError::Read { .. }));
+    let refused =
+        error.downcast_ref::<InventoryError>().is_some_and(|e| !matches!(e, InventoryError::Read { .. }));
     let found = error.is::<Found>() || error.is::<Ended>() || error.is::<StateError>();
     if refused || found { 3 } else { 1 }
 }
@@ -180,7 +181,8 @@ impl Sources {
     /// Everything looked at once.
     fn model(&self) -> anyhow::Result<Model> {
         let (manifests, path) = self.paths()?;
-        std::fs::read_dir(manifests).with_context(|| format!("cannot read the directory {}", manifests.display()))?;
+        std::fs::read_dir(manifests)
+            .with_context(|| format!("cannot read the directory {}", manifests.display()))?;
         let inventory = Inventory::from_file(path)?;
         let mode = self.settings.mode().map_err(anyhow::Error::msg)?;
         let store = Store::open(self.settings.allocations_of(path));
@@ -279,7 +281,8 @@ mod tests {
         assert!(Cli::try_parse_from(["sluice-agent", "completions", "bash"]).is_ok());
         let missing = Cli::try_parse_from(["sluice-agent", "--manifests", "m"]).unwrap_err().to_string();
         assert!(missing.contains("--inventory"), "{missing}");
-        let check = Cli::try_parse_from(["sluice-agent", "check", "--manifests", "m"]).unwrap_err().to_string();
+        let check =
+            Cli::try_parse_from(["sluice-agent", "check", "--manifests", "m"]).unwrap_err().to_string();
         assert!(check.contains("--inventory"), "{check}");
     }
 

@@ -131,9 +131,9 @@ impl Inventory {
         let syntax = |e: toml::de::Error| StateError::Syntax(e.to_string());
         let mut table: toml::Table = toml::from_str(text).map_err(syntax)?;
         let cluster: Cluster = match table.remove("cluster") {
-            Some(cluster) => cluster.try_into().map_err(|e: toml::de::Error| {
-                StateError::Syntax(format!("[cluster]: {}", e.message()))
-            })?,
+            Some(cluster) => cluster
+                .try_into()
+                .map_err(|e: toml::de::Error| StateError::Syntax(format!("[cluster]: {}", e.message())))?,
             None => Cluster::default(),
         };
         for pod in table.get_mut("pod").and_then(toml::Value::as_array_mut).into_iter().flatten() {
@@ -147,7 +147,11 @@ impl Inventory {
             table.try_into().map_err(|e: toml::de::Error| StateError::Syntax(e.to_string()))?;
         let mut findings = Vec::new();
         if state.policy != Policy::default() || state.services != Services::default() {
-            findings.push(invalid("policy, services", "", "come from the manifests and the command line: leave them out"));
+            findings.push(invalid(
+                "policy, services",
+                "",
+                "come from the manifests and the command line: leave them out",
+            ));
         }
         state.policy = Policy::default();
         state.services = Services { cidrs: cluster.service_cidrs.clone(), ..Services::default() };
@@ -222,7 +226,11 @@ fn check(state: &State, cluster: &Cluster, findings: &mut Vec<Invalid>) {
         }
     }
     if cluster.service_cidrs.is_empty() {
-        findings.push(invalid("cluster.service_cidrs", "[]", "gives services no addresses: name a range, or leave it out"));
+        findings.push(invalid(
+            "cluster.service_cidrs",
+            "[]",
+            "gives services no addresses: name a range, or leave it out",
+        ));
     }
     let mut names = BTreeSet::from([&state.node.name]);
     for (i, node) in cluster.nodes.iter().enumerate() {
@@ -235,7 +243,8 @@ fn check(state: &State, cluster: &Cluster, findings: &mut Vec<Invalid>) {
         if cidr.addr() != cidr.network() {
             findings.push(invalid(field(), cidr, format!("has host bits set: write {}", cidr.trunc())));
         }
-        let rival = cluster.nodes[..i].iter().filter_map(|other| other.pod_cidr).find(|other| overlap(other, &cidr));
+        let rival =
+            cluster.nodes[..i].iter().filter_map(|other| other.pod_cidr).find(|other| overlap(other, &cidr));
         if let Some(rival) = rival {
             findings.push(invalid(field(), cidr, format!("overlaps another node's {rival}")));
         }

@@ -122,15 +122,23 @@ impl Model {
         let (id, ports) = match change {
             Change::Upsert(Object::Pod(pod)) if pod.node.as_ref() == Some(self.world.node()) => {
                 let ports = pod.ports.iter().filter_map(|port| port.host_port).collect();
-                (ObjectId { kind: Kind::Pod, namespace: pod.namespace.clone(), name: pod.name.clone() }, ports)
+                (
+                    ObjectId { kind: Kind::Pod, namespace: pod.namespace.clone(), name: pod.name.clone() },
+                    ports,
+                )
             }
-            Change::Upsert(Object::Pod(pod)) => {
-                (ObjectId { kind: Kind::Pod, namespace: pod.namespace.clone(), name: pod.name.clone() }, Vec::new())
-            }
+            Change::Upsert(Object::Pod(pod)) => (
+                ObjectId { kind: Kind::Pod, namespace: pod.namespace.clone(), name: pod.name.clone() },
+                Vec::new(),
+            ),
             Change::Delete(id) if id.kind == Kind::Pod => (id.clone(), Vec::new()),
             _ => return false,
         };
-        let old = if ports.is_empty() { self.host_ports.remove(&id) } else { self.host_ports.insert(id.clone(), ports) };
+        let old = if ports.is_empty() {
+            self.host_ports.remove(&id)
+        } else {
+            self.host_ports.insert(id.clone(), ports)
+        };
         old.as_ref() != self.host_ports.get(&id)
     }
 
@@ -174,8 +182,7 @@ impl Model {
         findings.extend(
             self.refused.iter().map(|(id, why)| general(Severity::Error, format!("{id} is refused: {why}"))),
         );
-        findings
-            .extend(self.world.findings().iter().map(|f| general(Severity::Warning, f.to_string())));
+        findings.extend(self.world.findings().iter().map(|f| general(Severity::Warning, f.to_string())));
         findings
     }
 }

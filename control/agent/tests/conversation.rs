@@ -34,7 +34,12 @@ impl Bed {
 
     fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_sluice-agent"));
-        command.args(args).arg("--manifests").arg(self.path("m")).arg("--inventory").arg(self.path("node.toml"));
+        command
+            .args(args)
+            .arg("--manifests")
+            .arg(self.path("m"))
+            .arg("--inventory")
+            .arg(self.path("node.toml"));
         command.env_remove("NETWORK_POLICY_ENFORCING_MODE").env_remove("SLUICE_LOG");
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
@@ -210,7 +215,11 @@ fn check_and_dry_run_touch_nothing_and_say_everything() {
     bed.write("b.yaml", "a: 1\nb: [\n");
     let bad = bed.command(&["check"]).output().unwrap();
     assert_eq!(bad.status.code(), Some(3));
-    assert!(String::from_utf8_lossy(&bad.stdout).contains("b.yaml:3:1: error: "), "{}", String::from_utf8_lossy(&bad.stdout));
+    assert!(
+        String::from_utf8_lossy(&bad.stdout).contains("b.yaml:3:1: error: "),
+        "{}",
+        String::from_utf8_lossy(&bad.stdout)
+    );
     let bad = bed.command(&["check", "--output", "json"]).output().unwrap();
     let findings: serde_json::Value = serde_json::from_slice(&bad.stdout).unwrap();
     assert_eq!((&findings[0]["severity"], &findings[0]["line"]), (&"error".into(), &3.into()));

@@ -174,7 +174,8 @@ impl PortSet {
                     Some(before) if before.last.checked_add(1) == Some(first) => before.last = last,
                     _ => ranges.push(PortRange { first, last }),
                 }
-                rest = rest.checked_shr(start + length).and_then(|r| r.checked_shl(start + length)).unwrap_or(0);
+                rest =
+                    rest.checked_shr(start + length).and_then(|r| r.checked_shl(start + length)).unwrap_or(0);
             }
         }
         ranges

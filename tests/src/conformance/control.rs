@@ -189,7 +189,8 @@ impl Control {
         ops.extend(wanted.into_iter().filter(|pod| !self.state.pods.contains(pod)).map(Op::UpsertPod));
         self.generation += 1;
         let generation = Generation { number: self.generation, ops };
-        self.state = self.state.apply(&generation).map_err(|e| format!("what was compiled is refused: {e}"))?;
+        self.state =
+            self.state.apply(&generation).map_err(|e| format!("what was compiled is refused: {e}"))?;
         Ok(())
     }
 }

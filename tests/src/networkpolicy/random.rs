@@ -55,9 +55,9 @@ impl Random {
 
     fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mixed = (self.0 ^ self.0 >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
-        mixed ^ mixed >> 31
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        mixed ^ (mixed >> 31)
     }
 
     fn below(&mut self, limit: usize) -> usize {
@@ -86,8 +86,10 @@ impl Random {
 
 /// A cluster of two nodes, `n1` local.
 pub fn cluster(random: &mut Random) -> Cluster {
-    let node = |name: &str, third, local| Node { name: name.into(), ip: Ipv4Addr::new(10, 0, third, 10), local };
-    let mut cluster = Cluster { nodes: vec![node("n1", 1, true), node("n2", 2, false)], ..Cluster::default() };
+    let node =
+        |name: &str, third, local| Node { name: name.into(), ip: Ipv4Addr::new(10, 0, third, 10), local };
+    let mut cluster =
+        Cluster { nodes: vec![node("n1", 1, true), node("n2", 2, false)], ..Cluster::default() };
     for name in &NAMESPACES[..1 + random.below(3)] {
         cluster.namespaces.push(Namespace { name: (*name).to_owned(), labels: labels(random) });
     }
@@ -208,7 +210,9 @@ fn endpoint(random: &mut Random, cluster: &Cluster) -> Endpoint {
     match random.below(10) {
         0 => Endpoint::Ip(*random.pick(&OUTSIDE)),
         1 => Endpoint::Node(random.pick(&cluster.nodes).name.clone()),
-        2 => Endpoint::Ip(Ipv4Addr::new(10, 0, 1 + u8::from(random.once_in(2)), 100 + random.below(12) as u8)),
+        2 => {
+            Endpoint::Ip(Ipv4Addr::new(10, 0, 1 + u8::from(random.once_in(2)), 100 + random.below(12) as u8))
+        }
         _ if able.is_empty() => Endpoint::Ip(*random.pick(&OUTSIDE)),
         _ => {
             let pod = random.pick(&able);

@@ -73,7 +73,11 @@ impl Daemon {
         let (mut stream, _) = listener.accept().unwrap();
         let hello: Hello = read_message(&mut stream, 4096).unwrap();
         assert_eq!(hello.version, PUSH_VERSION);
-        write_message(&mut stream, &PushReply::Hello { version: PUSH_VERSION, daemon: "test".into(), generation }).unwrap();
+        write_message(
+            &mut stream,
+            &PushReply::Hello { version: PUSH_VERSION, daemon: "test".into(), generation },
+        )
+        .unwrap();
         Self { state: State::default(), stream }
     }
 

@@ -40,6 +40,9 @@ impl Kind {
     }
 }
 
+/// The parties of both ends, before and after.
+type Groups = [(usize, usize); 2];
+
 /// Prints what changes, and says whether anything does.
 pub(super) fn print(old: &Reach, new: &Reach, format: Format) -> Result<bool> {
     let changes = changes(old, new);
@@ -65,39 +68,38 @@ fn changes(old: &Reach, new: &Reach) -> Vec<Change> {
     let (was, is) = (old.party_of(), new.party_of());
     let both: Vec<(&str, usize, usize)> =
         is.iter().filter_map(|(name, i)| was.get(name).map(|w| (*name, *w, *i))).collect();
-    let mut known: BTreeMap<(usize, usize, usize, usize), Option<(Ports, Ports)>> = BTreeMap::new();
-    // Pods that change alike towards one destination: the destination's and the sources' names by what changes.
-    let mut alike: BTreeMap<(usize, usize, usize, usize), (BTreeSet<&str>, BTreeSet<&str>)> = BTreeMap::new();
+    let mut known: BTreeMap<Groups, Option<(Ports, Ports)>> = BTreeMap::new();
+    let mut sources: BTreeMap<Groups, BTreeSet<&str>> = BTreeMap::new();
+    let mut destinations = sources.clone();
     for (from, from_was, from_is) in &both {
         for (to, to_was, to_is) in &both {
-            let key = (*from_was, *from_is, *to_was, *to_is);
-            let differs = known.entry(key).or_insert_with(|| {
+            let groups = [(*from_was, *from_is), (*to_was, *to_is)];
+            let differs = known.entry(groups).or_insert_with(|| {
                 let before = old.between(*from_was, *to_was)?;
                 let after = new.between(*from_is, *to_is)?;
                 (before != after).then_some((before, after))
             });
             if differs.is_some() && from != to {
-                let (sources, destinations) = alike.entry(key).or_default();
-                sources.insert(from);
-                destinations.insert(to);
+                sources.entry(groups).or_default().insert(from);
+                destinations.entry(groups).or_default().insert(to);
             }
         }
     }
     let mut changes = Vec::new();
-    for (key, (sources, destinations)) in alike {
-        let Some((before, after)) = known.get(&key).cloned().flatten() else { continue };
+    for (groups, from) in sources {
+        let Some((before, after)) = known.get(&groups).cloned().flatten() else { continue };
         let common = before.and(&after);
         let change = match (common == before, common == after) {
             (true, _) => Kind::Opens,
             (false, true) => Kind::Closes,
             (false, false) => Kind::Changes,
         };
-        let names = |set: BTreeSet<&str>| set.into_iter().map(str::to_owned).collect();
+        let names = |set: &BTreeSet<&str>| set.iter().map(ToString::to_string).collect();
         let texts = |ports: Ports| if ports.is_empty() { Vec::new() } else { ports.texts() };
         changes.push(Change {
             change,
-            from: names(sources),
-            to: names(destinations),
+            from: names(&from),
+            to: destinations.get(&groups).map(names).unwrap_or_default(),
             before: texts(before),
             after: texts(after),
         });

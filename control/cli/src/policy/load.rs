@@ -12,11 +12,14 @@ use k8s_openapi::api::networking::v1::NetworkPolicy;
 use sluice_kube::manifests::{
     Allocations, Directory, Finding, Key, Kind, NODE_PORTS, NodePlace, Placement, Severity,
 };
-use sluice_policy::{Change, EnforcingMode, Namespace, Node, Object, Pod, Settings, World};
+use sluice_policy::{Change, End, EnforcingMode, Namespace, Node, Object, Phase, Pod, Settings, World};
 use sluice_state::{MasqueradedNodeTraffic, OnPolicyChange, Policy};
 
 /// The node of pods of which no manifest says where they run.
 const NODE: &str = "node";
+
+/// Pods that an error names.
+const SHOWN: usize = 8;
 
 /// How a directory is read.
 #[derive(Debug, Clone, Args)]
@@ -77,7 +80,8 @@ pub(super) fn load(directory: &Path, reading: &Reading) -> Result<Cluster> {
             ..NodePlace::default()
         }],
         slots: None,
-        service_cidrs: vec![Ipv4Net::new_assert(Ipv4Addr::new(172, 20, 0, 0), 16)],
+        // Which range the cluster has is not said in manifests, and no address of a service matters here.
+        service_cidrs: vec![Ipv4Net::default()],
         node_ports: NODE_PORTS,
     };
     let mut source = Directory::new(PathBuf::from(directory), &placement, &Allocations::default());
@@ -126,7 +130,7 @@ impl Cluster {
 
     /// Every pod that has not ended, those on their node's network among them.
     pub(super) fn all_pods(&self) -> impl Iterator<Item = &Pod> {
-        self.pods.iter().filter(|pod| !pod.phase.is_terminal())
+        self.pods.iter().filter(|pod| !matches!(pod.phase, Phase::Succeeded | Phase::Failed))
     }
 
     /// Every pod with an address of its own.
@@ -151,6 +155,25 @@ impl Cluster {
     /// The compiler with everything, as the node of one of the pods sees it.
     pub(super) fn explain(&self) -> World {
         self.world(NODE, self.pods.iter().cloned())
+    }
+
+    /// The pods that may have been meant, for who named one that is not there.
+    pub(super) fn known_pods(&self, ends: &[&End]) -> String {
+        let named: BTreeSet<&str> = (ends.iter())
+            .filter_map(|end| match end {
+                End::Pod { namespace, .. } => Some(&**namespace),
+                End::Address(_) | End::Node(_) => None,
+            })
+            .collect();
+        let inside = |pod: &&Pod| named.contains(&*pod.namespace);
+        let names: BTreeSet<String> =
+            self.all_pods().filter(inside).map(|pod| format!("{}/{}", pod.namespace, pod.name)).collect();
+        if names.is_empty() {
+            return String::new();
+        }
+        let shown: Vec<&str> = names.iter().take(SHOWN).map(String::as_str).collect();
+        let more = if names.len() > SHOWN { ", ..." } else { "" };
+        format!("; there are {}{more}", shown.join(", "))
     }
 
     fn world(&self, node: &str, pods: impl Iterator<Item = Pod>) -> World {
@@ -193,7 +216,9 @@ impl Cluster {
                 line: 0,
                 column: 0,
                 severity: Severity::Error,
-                message: format!("{without} pods have no address: {cidr} is too small, name a wider --pod-cidr"),
+                message: format!(
+                    "{without} pods have no address: {cidr} is too small, name a wider --pod-cidr"
+                ),
             });
         }
     }

@@ -19,8 +19,8 @@ use anyhow::Result;
 use clap::{Subcommand, ValueEnum};
 
 pub use self::load::{Mode, Reading};
-pub use self::why::WhyArgs;
 use self::reach::Reach;
+pub use self::why::WhyArgs;
 use crate::output::Format;
 
 /// The commands of `sluice policy`.
@@ -39,6 +39,7 @@ pub enum PolicyCommand {
         /// Fail for warnings, too
         #[arg(long)]
         strict: bool,
+        /// How it is read
         #[command(flatten)]
         reading: Reading,
         /// How to print
@@ -54,6 +55,7 @@ pub enum PolicyCommand {
         /// The manifests' directory
         #[arg(value_name = "DIR")]
         directory: PathBuf,
+        /// How it is read
         #[command(flatten)]
         reading: Reading,
         /// How to print
@@ -74,6 +76,7 @@ pub enum PolicyCommand {
         /// End with 1 when a pair changes
         #[arg(long)]
         exit_code: bool,
+        /// How it is read
         #[command(flatten)]
         reading: Reading,
         /// How to print

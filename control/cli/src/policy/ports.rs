@@ -47,13 +47,6 @@ impl Ports {
         *self == Self::all()
     }
 
-    /// Whether a port is in it.
-    #[cfg(test)]
-    pub(super) fn has(&self, protocol: Protocol, port: u16) -> bool {
-        let ranges = PROTOCOLS.iter().zip(&self.ranges).find(|(p, _)| **p == protocol);
-        ranges.is_some_and(|(_, ranges)| ranges.iter().any(|(first, last)| (*first..=*last).contains(&port)))
-    }
-
     /// What is in either.
     pub(super) fn or(mut self, other: &Self) -> Self {
         for (own, more) in self.ranges.iter_mut().zip(&other.ranges) {

@@ -102,7 +102,14 @@ impl Reach {
                     (_, false) => format!("rest of {net}"),
                 };
                 let kind = PartyKind::Net(*net);
-                parties.push(Party { name, kind, address, selectors: Vec::new(), ingress: None, egress: None });
+                parties.push(Party {
+                    name,
+                    kind,
+                    address,
+                    selectors: Vec::new(),
+                    ingress: None,
+                    egress: None,
+                });
             }
         }
         Self { parties }

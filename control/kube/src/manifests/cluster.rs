@@ -90,7 +90,11 @@ impl Cluster {
                 None => self.sources.remove(&key),
             };
             self.count(&key, old.is_some(), source.is_some());
-            namespaces.insert(if key.kind == Kind::Namespace { key.name.clone() } else { key.namespace.clone() });
+            namespaces.insert(if key.kind == Kind::Namespace {
+                key.name.clone()
+            } else {
+                key.namespace.clone()
+            });
             match key.kind {
                 Kind::Namespace => {}
                 Kind::Node => nodes_touched = true,
@@ -225,7 +229,8 @@ impl Cluster {
         for key in self.in_namespace.get(&moved.id.0).into_iter().flatten() {
             let selector = self.services.service(key).and_then(endpoints::selector);
             let Some(selector) = selector else { continue };
-            if [moved.before.as_ref(), now].into_iter().flatten().any(|pod| endpoints::selects(selector, pod)) {
+            if [moved.before.as_ref(), now].into_iter().flatten().any(|pod| endpoints::selects(selector, pod))
+            {
                 endpoints.insert(key.clone());
             }
         }
@@ -257,7 +262,11 @@ impl Cluster {
         let kept: BTreeSet<_> = now.iter().map(|slice| Arc::clone(&slice.name)).collect();
         for gone in old.iter().filter(|slice| !kept.contains(&slice.name)) {
             let (namespace, name) = (Arc::clone(&gone.namespace), Arc::clone(&gone.name));
-            changes.push(Change::Delete(ObjectId { kind: sluice_policy::Kind::EndpointSlice, namespace, name }));
+            changes.push(Change::Delete(ObjectId {
+                kind: sluice_policy::Kind::EndpointSlice,
+                namespace,
+                name,
+            }));
         }
         let changed = now.iter().filter(|slice| !old.contains(slice));
         changes.extend(changed.map(|slice| Change::Upsert(Object::EndpointSlice(slice.clone()))));

@@ -127,9 +127,16 @@ pub(super) struct Item {
 pub(super) enum Outcome {
     Good(Box<Item>),
     /// It is none: not in force. The key is there when it could be told.
-    Bad { key: Option<Key>, at: Position, messages: Vec<String> },
+    Bad {
+        key: Option<Key>,
+        at: Position,
+        messages: Vec<String>,
+    },
     /// A kind that means nothing here.
-    Ignored { at: Position, message: String },
+    Ignored {
+        at: Position,
+        message: String,
+    },
 }
 
 /// The objects of a YAML document, lists unfolded.
@@ -197,7 +204,10 @@ fn visit(value: Value, at: Position, document: Option<&Document<'_>>, depth: usi
         return;
     }
     let Ok(known) = kind.parse::<Kind>() else {
-        out.push(Outcome::Ignored { at, message: format!("{version} {kind} means nothing here and is left alone") });
+        out.push(Outcome::Ignored {
+            at,
+            message: format!("{version} {kind} means nothing here and is left alone"),
+        });
         return;
     };
     if version != known.api_version() {
@@ -208,7 +218,12 @@ fn visit(value: Value, at: Position, document: Option<&Document<'_>>, depth: usi
     out.push(object_of(known, object, at, document));
 }
 
-fn object_of(kind: Kind, object: Map<String, Value>, at: Position, document: Option<&Document<'_>>) -> Outcome {
+fn object_of(
+    kind: Kind,
+    object: Map<String, Value>,
+    at: Position,
+    document: Option<&Document<'_>>,
+) -> Outcome {
     let metadata = object.get("metadata").and_then(Value::as_object);
     let field = |name: &str| metadata.and_then(|m| m.get(name)).and_then(Value::as_str).unwrap_or_default();
     let name = field("name").to_owned();

@@ -112,7 +112,10 @@ mod tests {
 
     use super::*;
 
-    fn defaulted<T: serde::de::DeserializeOwned + serde::Serialize>(value: Value, f: impl Fn(&mut T)) -> Value {
+    fn defaulted<T: serde::de::DeserializeOwned + serde::Serialize>(
+        value: Value,
+        f: impl Fn(&mut T),
+    ) -> Value {
         let mut object: T = serde_json::from_value(value).unwrap();
         f(&mut object);
         serde_json::to_value(object).unwrap()
@@ -121,8 +124,7 @@ mod tests {
     #[test]
     fn a_policy_is_of_type_egress_only_with_an_egress_rule() {
         let types = |spec: Value| {
-            let object =
-                json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {}, "spec": spec});
+            let object = json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {}, "spec": spec});
             defaulted(object, policy)["spec"]["policyTypes"].clone()
         };
         assert_eq!(types(json!({"podSelector": {}})), json!(["Ingress"]));

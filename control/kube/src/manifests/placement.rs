@@ -36,7 +36,8 @@ impl Default for Placement {
         let net = |octets: [u8; 4], length| Ipv4Net::new_assert(octets.into(), length);
         let address = Ipv4Addr::new(10, 0, 0, 1);
         let pod_cidr = Some(net([100, 64, 0, 0], 11));
-        let here = NodePlace { name: "node".into(), addresses: vec![address], pod_cidr, ..NodePlace::default() };
+        let here =
+            NodePlace { name: "node".into(), addresses: vec![address], pod_cidr, ..NodePlace::default() };
         Self {
             node: here.name.clone(),
             nodes: vec![here],

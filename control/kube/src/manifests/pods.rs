@@ -286,7 +286,8 @@ impl PodSet {
     /// The slot of this node that a pod gets: its own, the one it asks for, the one it had, or the first free one.
     fn slot(&self, id: &PodId, asked: Option<Ipv4Addr>) -> Result<(usize, Ipv4Addr), String> {
         let slots = self.slots.as_deref().unwrap_or_default();
-        let is_own = |slot: &Slot| slot.pod.as_ref().is_some_and(|(ns, name)| **ns == *id.0 && **name == *id.1);
+        let is_own =
+            |slot: &Slot| slot.pod.as_ref().is_some_and(|(ns, name)| **ns == *id.0 && **name == *id.1);
         let free = |i: usize| self.tenants[i].is_none();
         let numbered = || slots.iter().enumerate();
         let name = full_name(id);
@@ -311,12 +312,15 @@ impl PodSet {
         // What others had before a restart is theirs as long as there is anything else.
         let theirs: BTreeSet<_> = self.remembered.values().collect();
         let any = |spare: bool| {
-            numbered().find(|(i, slot)| slot.pod.is_none() && free(*i) && (spare || !theirs.contains(&slot.ip)))
+            numbered()
+                .find(|(i, slot)| slot.pod.is_none() && free(*i) && (spare || !theirs.contains(&slot.ip)))
         };
         let found = own.or_else(had).or_else(|| any(false)).or_else(|| any(true));
         found.map(|(i, slot)| (i, slot.ip)).ok_or_else(|| {
             let total = slots.len();
-            format!("waits: none of this node's {total} places for pods is free; add a [[pod]] to the inventory")
+            format!(
+                "waits: none of this node's {total} places for pods is free; add a [[pod]] to the inventory"
+            )
         })
     }
 
@@ -380,7 +384,11 @@ fn expand(owner: &Key, pods: &Pods, nodes: &Nodes, problems: &mut Problems) -> V
         let nowhere = pods.replicas == Replicas::EachNode || !list.is_empty();
         if nowhere {
             let selector = serde_json::to_string(&template.node_selector).unwrap_or_default();
-            problems.add(owner, Severity::Warning, &format!("has no node: none has the labels of its nodeSelector {selector}"));
+            problems.add(
+                owner,
+                Severity::Warning,
+                &format!("has no node: none has the labels of its nodeSelector {selector}"),
+            );
         }
     }
     list

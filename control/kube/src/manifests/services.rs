@@ -70,7 +70,10 @@ impl ServiceSet {
                 let spec = served.service.spec.as_ref();
                 let own = spec.into_iter().flat_map(|s| s.ports.iter().flatten());
                 let number = own
-                    .filter(|p| p.node_port == Some(i32::from(*port)) && protocol_of(p.protocol.as_deref()) == Some(*protocol))
+                    .filter(|p| {
+                        p.node_port == Some(i32::from(*port))
+                            && protocol_of(p.protocol.as_deref()) == Some(*protocol)
+                    })
                     .map(|p| p.port)
                     .next();
                 if let Some(number) = number {
@@ -146,7 +149,8 @@ impl ServiceSet {
         let mut taken = address;
         // Everything that may be refused comes before anything is taken.
         let balanced = kind == "LoadBalancer";
-        let node_ports = kind == "NodePort" || (balanced && spec.allocate_load_balancer_node_ports != Some(false));
+        let node_ports =
+            kind == "NodePort" || (balanced && spec.allocate_load_balancer_node_ports != Some(false));
         if node_ports || balanced {
             self.check_node_ports(spec)?;
         }
@@ -181,7 +185,10 @@ impl ServiceSet {
         let field = format!("spec.clusterIPs[0]: Invalid value: \"{address}\"");
         if !self.cidrs.iter().any(|cidr| cidr.contains(&address)) {
             let ranges: Vec<_> = self.cidrs.iter().map(ToString::to_string).collect();
-            return Err(format!("{field}: the provided IP is not in the service range [{}]", ranges.join(", ")));
+            return Err(format!(
+                "{field}: the provided IP is not in the service range [{}]",
+                ranges.join(", ")
+            ));
         }
         match self.by_address.get(&address) {
             Some(other) => Err(format!("{field}: provided IP is already allocated to {other}")),
@@ -192,7 +199,8 @@ impl ServiceSet {
     fn check_node_ports(&self, spec: &ServiceSpec) -> Result<(), String> {
         let mut own = BTreeSet::new();
         for (i, port) in spec.ports.iter().flatten().enumerate() {
-            let (Some(number), Some(protocol)) = (asked_port(port), protocol_of(port.protocol.as_deref())) else {
+            let (Some(number), Some(protocol)) = (asked_port(port), protocol_of(port.protocol.as_deref()))
+            else {
                 continue;
             };
             let field = format!("spec.ports[{i}].nodePort: Invalid value: {number}");

@@ -81,19 +81,19 @@ pub(super) fn read(
             defaults::namespace(&mut namespace.metadata);
             Ok(Source::Namespace((&*namespace).try_into().map_err(words)?))
         }),
-        Kind::Node => {
-            convert(key, &value, document, |node: &mut Node| {
-                let cidr = node.spec.as_ref().and_then(|spec| spec.pod_cidr.as_deref());
-                let cidr = cidr.filter(|text| !text.is_empty()).map(|text| {
-                    let parsed = text.parse::<Ipv4Net>();
-                    parsed.map_err(|_| refused("spec.podCIDR", text, "must be a valid IPv4 CIDR, (e.g. 10.9.8.0/24)"))
-                });
-                Ok(Source::Node((&*node).try_into().map_err(words)?, cidr.transpose()?))
-            })
-        }
-        Kind::Pod => convert(key, &value, document, |pod: &mut Pod| {
-            Ok(pods(Replicas::Itself, template(pod)?))
+        Kind::Node => convert(key, &value, document, |node: &mut Node| {
+            let cidr = node.spec.as_ref().and_then(|spec| spec.pod_cidr.as_deref());
+            let cidr = cidr.filter(|text| !text.is_empty()).map(|text| {
+                let parsed = text.parse::<Ipv4Net>();
+                parsed.map_err(|_| {
+                    refused("spec.podCIDR", text, "must be a valid IPv4 CIDR, (e.g. 10.9.8.0/24)")
+                })
+            });
+            Ok(Source::Node((&*node).try_into().map_err(words)?, cidr.transpose()?))
         }),
+        Kind::Pod => {
+            convert(key, &value, document, |pod: &mut Pod| Ok(pods(Replicas::Itself, template(pod)?)))
+        }
         Kind::Deployment => convert(key, &value, document, |object: &mut Deployment| {
             let spec = std::mem::take(&mut object.spec);
             matches(&spec.selector, &spec.template)?;
@@ -106,13 +106,18 @@ pub(super) fn read(
             }
             numbered(&object.metadata, spec.template, spec.replicas)
         }),
-        Kind::ReplicationController => convert(key, &value, document, |object: &mut ReplicationController| {
-            let spec = object.spec.take().ok_or_else(|| required("spec"))?;
-            if let (Some(template), Some(labels)) = (&spec.template, spec.selector) {
-                matches(&LabelSelector { match_labels: Some(labels), match_expressions: None }, template)?;
-            }
-            numbered(&object.metadata, spec.template, spec.replicas)
-        }),
+        Kind::ReplicationController => {
+            convert(key, &value, document, |object: &mut ReplicationController| {
+                let spec = object.spec.take().ok_or_else(|| required("spec"))?;
+                if let (Some(template), Some(labels)) = (&spec.template, spec.selector) {
+                    matches(
+                        &LabelSelector { match_labels: Some(labels), match_expressions: None },
+                        template,
+                    )?;
+                }
+                numbered(&object.metadata, spec.template, spec.replicas)
+            })
+        }
         Kind::StatefulSet => convert(key, &value, document, |object: &mut StatefulSet| {
             let spec = std::mem::take(&mut object.spec);
             matches(&spec.selector, &spec.template)?;
@@ -208,7 +213,9 @@ fn numbered(
 fn count(replicas: Option<i32>) -> Result<u32, Reasons> {
     let replicas = replicas.unwrap_or(1);
     let fits = u32::try_from(replicas.min(MAX_REPLICAS + 1)).ok().filter(|_| replicas <= MAX_REPLICAS);
-    fits.ok_or_else(|| refused("spec.replicas", replicas, "must be from 0 to 100000, the most that is expanded here"))
+    fits.ok_or_else(|| {
+        refused("spec.replicas", replicas, "must be from 0 to 100000, the most that is expanded here")
+    })
 }
 
 /// The pod that a workload repeats; it has the workload's name until it gets its own.
@@ -259,7 +266,11 @@ fn matches(selector: &LabelSelector, template: &PodTemplateSpec) -> Result<(), R
     }
     if !holds {
         let shown = serde_json::to_string(labels).unwrap_or_default();
-        return Err(refused("spec.template.metadata.labels", shown, "`selector` does not match template `labels`"));
+        return Err(refused(
+            "spec.template.metadata.labels",
+            shown,
+            "`selector` does not match template `labels`",
+        ));
     }
     Ok(())
 }
@@ -283,7 +294,8 @@ fn check_names(key: &Key) -> Result<(), Failure> {
             && !text.ends_with('-')
     };
     let fail = |field: &str, value: &str, rule: &str| {
-        let messages = vec![format!("{key} is refused: metadata.{field}: Invalid value: \"{value}\": {rule}")];
+        let messages =
+            vec![format!("{key} is refused: metadata.{field}: Invalid value: \"{value}\": {rule}")];
         Err(Failure { at: None, messages })
     };
     if !key.namespace.is_empty() && !(label(&key.namespace) && key.namespace.len() <= 63) {

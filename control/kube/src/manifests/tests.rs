@@ -114,7 +114,10 @@ impl Bed {
     }
 
     fn object(&self, kind: sluice_policy::Kind, name: &str) -> &Object {
-        let found = self.objects.iter().find(|(id, _)| id.kind == kind && format!("{}/{}", id.namespace, id.name) == name);
+        let found = self
+            .objects
+            .iter()
+            .find(|(id, _)| id.kind == kind && format!("{}/{}", id.namespace, id.name) == name);
         found.unwrap_or_else(|| panic!("no {kind} {name} in {:?}", self.names(kind))).1
     }
 

@@ -42,10 +42,7 @@ pub(super) fn documents(text: &str) -> Vec<Document<'_>> {
         at += line.len();
     }
     let ends = cuts.iter().skip(1).map(|(at, _)| *at).chain([text.len()]);
-    cuts.iter()
-        .zip(ends)
-        .filter_map(|((start, line), end)| document(&text[*start..end], line - 1))
-        .collect()
+    cuts.iter().zip(ends).filter_map(|((start, line), end)| document(&text[*start..end], line - 1)).collect()
 }
 
 fn document(text: &str, before: usize) -> Option<Document<'_>> {

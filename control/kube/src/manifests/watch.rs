@@ -123,7 +123,8 @@ impl Seen {
         match kind {
             EventKind::Access(AccessKind::Close(AccessMode::Write)) if is_manifest(&path) => self.close(path),
             EventKind::Access(_) => {}
-            EventKind::Modify(ModifyKind::Data(_) | ModifyKind::Any) | EventKind::Create(CreateKind::File)
+            EventKind::Modify(ModifyKind::Data(_) | ModifyKind::Any)
+            | EventKind::Create(CreateKind::File)
                 if is_manifest(&path) =>
             {
                 // A link or a hard link is whole at once, and is never closed.
@@ -135,8 +136,11 @@ impl Seen {
                 }
             }
             EventKind::Modify(ModifyKind::Data(_)) => {}
-            EventKind::Remove(RemoveKind::File) | EventKind::Modify(_) if is_manifest(&path) => self.close(path),
-            EventKind::Create(CreateKind::File) | EventKind::Remove(RemoveKind::File) if !is_hidden(&path) => {}
+            EventKind::Remove(RemoveKind::File) | EventKind::Modify(_) if is_manifest(&path) => {
+                self.close(path)
+            }
+            EventKind::Create(CreateKind::File) | EventKind::Remove(RemoveKind::File)
+                if !is_hidden(&path) => {}
             // Directories, and the hidden link that a mounted ConfigMap is switched by.
             _ => self.everything = true,
         }
@@ -153,8 +157,12 @@ impl Seen {
     }
 
     fn close_late(&mut self) {
-        let late: Vec<_> =
-            self.open.iter().filter(|(_, since)| since.elapsed() >= OPEN).map(|(path, _)| path.clone()).collect();
+        let late: Vec<_> = self
+            .open
+            .iter()
+            .filter(|(_, since)| since.elapsed() >= OPEN)
+            .map(|(path, _)| path.clone())
+            .collect();
         for path in late {
             self.close(path);
         }

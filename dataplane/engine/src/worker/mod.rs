@@ -346,7 +346,7 @@ impl<F: Frame> Worker<F> {
             return self.misplaced(moment, packet, parsed, matched);
         }
         if flow.policy_generation() != moment.snapshot.policy.generation() {
-            match self.recheck(moment, matched) {
+            match self.recheck(moment, matched, parsed) {
                 Recheck::Stays => {}
                 Recheck::Revoked => return End::Done(Verdict::Drop(Drop::Revoked), Some(matched)),
                 Recheck::Moved => return self.orphaned(moment, packet, parsed, matched),

@@ -397,6 +397,11 @@ pub(super) enum Stance {
     Stray,
 }
 
+/// Whether its protocol has connections that a packet in the middle of one makes a flow of.
+pub(super) const fn may_be_under_way(parsed: &Parsed) -> bool {
+    matches!(parsed.kind, Kind::Tcp { .. } | Kind::Sctp { .. })
+}
+
 pub(super) fn stance(parsed: &Parsed) -> Stance {
     match parsed.kind {
         Kind::Tcp { flags } if flags.rst() => Stance::Stray,

@@ -6,13 +6,13 @@
 
 mod covers;
 mod selector;
-#[cfg(test)]
-mod tests;
 
 use std::collections::BTreeSet;
 
 use anyhow::Result;
-use k8s_openapi::api::networking::v1::{NetworkPolicy, NetworkPolicyPeer, NetworkPolicyPort, NetworkPolicySpec};
+use k8s_openapi::api::networking::v1::{
+    NetworkPolicy, NetworkPolicyPeer, NetworkPolicyPort, NetworkPolicySpec,
+};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use sluice_kube::manifests::{Finding, Severity};
@@ -105,7 +105,10 @@ impl<'c> Lint<'c> {
         let Some(spec) = &policy.spec else { return };
         let namespace = policy.metadata.namespace.as_deref().unwrap_or("default");
         if !self.cluster.namespaces().any(|n| &*n.name == namespace) {
-            self.warn("metadata.namespace", &format!("there is no namespace `{namespace}` in these manifests"));
+            self.warn(
+                "metadata.namespace",
+                &format!("there is no namespace `{namespace}` in these manifests"),
+            );
         }
         let all = LabelSelector::default();
         let selector = spec.pod_selector.as_ref().unwrap_or(&all);
@@ -159,7 +162,11 @@ impl<'c> Lint<'c> {
             let everybody: Vec<&Pod>;
             let targets: &[&Pod] = match direction {
                 Direction::Ingress => selected,
-                Direction::Egress if rule.peers.iter().all(|p| p.ip_block.is_none()) && !rule.peers.is_empty() => &peers,
+                Direction::Egress
+                    if rule.peers.iter().all(|p| p.ip_block.is_none()) && !rule.peers.is_empty() =>
+                {
+                    &peers
+                }
                 Direction::Egress => {
                     everybody = self.cluster.all_pods().collect();
                     &everybody
@@ -174,7 +181,7 @@ impl<'c> Lint<'c> {
     fn peer(&mut self, place: &str, peer: &NetworkPolicyPeer, namespace: &str) -> Option<Vec<&'c Pod>> {
         if let Some(block) = &peer.ip_block {
             let except = block.except.as_deref().unwrap_or_default();
-            if except.iter().any(|part| *part == block.cidr) {
+            if except.contains(&block.cidr) {
                 self.warn(&format!("{place}.ipBlock"), "covers nothing: an exception is all of it");
                 return None;
             }
@@ -273,7 +280,10 @@ impl<'c> Lint<'c> {
     }
 
     fn namespace_hint(&self, selector: &LabelSelector) -> String {
-        label_hint(selector, self.cluster.namespaces().flat_map(|n: &Namespace| n.labels.keys()).map(|k| &**k).collect())
+        label_hint(
+            selector,
+            self.cluster.namespaces().flat_map(|n: &Namespace| n.labels.keys()).map(|k| &**k).collect(),
+        )
     }
 
     fn warn(&mut self, field: &str, message: &str) {

@@ -13,7 +13,9 @@ fn workload(kind: &str, name: &str, spec: &str, pod: &str) -> String {
 }
 
 fn service(name: &str, spec: &str) -> String {
-    format!("apiVersion: v1\nkind: Service\nmetadata: {{namespace: a, name: {name}}}\nspec: {{{spec}}}\n---\n")
+    format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{namespace: a, name: {name}}}\nspec: {{{spec}}}\n---\n"
+    )
 }
 
 #[test]
@@ -33,7 +35,10 @@ fn workloads_become_pods_with_stable_names() {
 #[test]
 fn a_workload_that_does_not_select_its_own_pods_is_refused() {
     let mut bed = Bed::new();
-    bed.write("d.yaml", &workload("Deployment", "web", "", "").replace("labels: {app: web}", "labels: {app: x}"));
+    bed.write(
+        "d.yaml",
+        &workload("Deployment", "web", "", "").replace("labels: {app: web}", "labels: {app: x}"),
+    );
     bed.error(&["`selector` does not match template `labels`"]);
     bed.write("d.yaml", &workload("Deployment", "web", "replicas: -1,", ""));
     bed.error(&["spec.replicas", "-1"]);
@@ -130,7 +135,10 @@ fn cluster_ips_and_node_ports_are_stable_and_given_ones_win() {
     bed.error(&["v.yaml:1:", "provided IP is already allocated to Service a/given"]);
     bed.write("v.yaml", &service("twice", "clusterIP: 10.1.2.3, ports: [{port: 80}]"));
     bed.error(&["not in the service range [172.20.0.0/16]"]);
-    bed.write("v.yaml", &service("twice", &format!("type: NodePort, ports: [{{port: 1, nodePort: {}}}]", port.unwrap())));
+    bed.write(
+        "v.yaml",
+        &service("twice", &format!("type: NodePort, ports: [{{port: 1, nodePort: {}}}]", port.unwrap())),
+    );
     bed.error(&["already allocated to Service a/web"]);
     bed.write("v.yaml", &service("twice", "clusterIP: None, ports: [{port: 80}]"));
     assert!(bed.service("a/twice").cluster_ips.is_empty() && bed.errors().is_empty());
@@ -139,7 +147,10 @@ fn cluster_ips_and_node_ports_are_stable_and_given_ones_win() {
 #[test]
 fn a_services_slices_follow_its_pods_and_hand_written_ones_win() {
     let mut bed = Bed::new();
-    bed.write("s.yaml", &service("web", "selector: {app: web}, ports: [{name: http, port: 80, targetPort: web}]"));
+    bed.write(
+        "s.yaml",
+        &service("web", "selector: {app: web}, ports: [{name: http, port: 80, targetPort: web}]"),
+    );
     assert!(bed.slices("web").is_empty());
     bed.write("d.yaml", &workload("Deployment", "web", "replicas: 2,", ""));
     let slice = bed.slices("web")[0];

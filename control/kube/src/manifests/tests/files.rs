@@ -5,7 +5,8 @@ use super::*;
 #[test]
 fn a_malformed_document_is_reported_with_its_place_and_all_others_apply() {
     let mut bed = Bed::new();
-    let text = format!("{}apiVersion: v1\nkind: Pod\nmetadata: {{name: [x\n---\n{}", pod("one", ""), pod("two", ""));
+    let text =
+        format!("{}apiVersion: v1\nkind: Pod\nmetadata: {{name: [x\n---\n{}", pod("one", ""), pod("two", ""));
     bed.write("sub/x.yaml", &text);
     bed.write("other.yml", &pod("three", ""));
     assert_eq!(bed.pods(), ["a/one", "a/three", "a/two"]);
@@ -38,14 +39,22 @@ fn a_broken_object_that_tells_its_name_keeps_only_itself() {
     let changed = bed.write("x.yaml", &refused);
     assert!(bed.pods().is_empty(), "{changed:?}");
     assert_eq!(bed.names(sluice_policy::Kind::NetworkPolicy), ["a/deny"]);
-    bed.error(&["x.yaml:1:", "spec.ingress[0].ports[0].port", "must be between 1 and 65535", "last good version"]);
+    bed.error(&[
+        "x.yaml:1:",
+        "spec.ingress[0].ports[0].port",
+        "must be between 1 and 65535",
+        "last good version",
+    ]);
     assert!(!changed.iter().any(|id| id.kind == sluice_policy::Kind::NetworkPolicy), "it has not changed");
 }
 
 #[test]
 fn a_value_of_the_wrong_type_has_its_line() {
     let mut bed = Bed::new();
-    bed.write("x.yaml", "apiVersion: v1\nkind: Pod\nmetadata:\n  name: x\nspec:\n  containers: []\n  hostNetwork: perhaps\n");
+    bed.write(
+        "x.yaml",
+        "apiVersion: v1\nkind: Pod\nmetadata:\n  name: x\nspec:\n  containers: []\n  hostNetwork: perhaps\n",
+    );
     bed.error(&["x.yaml:7:", "Pod default/x", "boolean"]);
 }
 

@@ -18,13 +18,23 @@ fn document(dice: &mut Dice) -> String {
     let n = dice.roll(5);
     let meta = format!("metadata: {{namespace: n{}, name: x{n}}}", dice.roll(2));
     let label = format!("{{app: l{}}}", dice.roll(3));
-    let pod = |more: &str| format!("{{containers: [{{name: c, image: i, ports: [{{name: web, containerPort: {}}}]}}]{more}}}", 80 + n);
+    let pod = |more: &str| {
+        format!(
+            "{{containers: [{{name: c, image: i, ports: [{{name: web, containerPort: {}}}]}}]{more}}}",
+            80 + n
+        )
+    };
     let node = ["", ", nodeName: here", ", nodeName: there", ", hostNetwork: true"][dice.roll(4) as usize];
     match dice.roll(9) {
-        0 | 1 => format!("apiVersion: v1\nkind: Pod\n{}\nspec: {}\n", meta.replace('}', &format!(", labels: {label}}}")), pod(node)),
+        0 | 1 => format!(
+            "apiVersion: v1\nkind: Pod\n{}\nspec: {}\n",
+            meta.replace('}', &format!(", labels: {label}}}")),
+            pod(node)
+        ),
         2 | 3 => {
             let kind = ["Deployment", "StatefulSet", "DaemonSet"][dice.roll(3) as usize];
-            let replicas = if kind == "DaemonSet" { String::new() } else { format!("replicas: {}, ", dice.roll(4)) };
+            let replicas =
+                if kind == "DaemonSet" { String::new() } else { format!("replicas: {}, ", dice.roll(4)) };
             format!(
                 "apiVersion: apps/v1\nkind: {kind}\n{meta}\nspec: {{selector: {{matchLabels: {label}}}, {replicas}template: {{metadata: {{labels: {label}}}, spec: {}}}}}\n",
                 pod(node)
@@ -32,14 +42,22 @@ fn document(dice: &mut Dice) -> String {
         }
         4 | 5 => {
             let kind = ["ClusterIP", "NodePort"][dice.roll(2) as usize];
-            format!("apiVersion: v1\nkind: Service\n{meta}\nspec: {{type: {kind}, selector: {label}, ports: [{{port: {}, targetPort: web}}]}}\n", 80 + n)
+            format!(
+                "apiVersion: v1\nkind: Service\n{meta}\nspec: {{type: {kind}, selector: {label}, ports: [{{port: {}, targetPort: web}}]}}\n",
+                80 + n
+            )
         }
         6 => format!(
             "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\naddressType: IPv4\n{}\nendpoints: []\n",
             meta.replace('}', &format!(", labels: {{kubernetes.io/service-name: x{}}}}}", dice.roll(5)))
         ),
-        7 => format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: n{}, labels: {label}}}\n", dice.roll(2)),
-        _ => format!("apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\n{meta}\nspec: {{podSelector: {{matchLabels: {label}}}}}\n"),
+        7 => format!(
+            "apiVersion: v1\nkind: Namespace\nmetadata: {{name: n{}, labels: {label}}}\n",
+            dice.roll(2)
+        ),
+        _ => format!(
+            "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\n{meta}\nspec: {{podSelector: {{matchLabels: {label}}}}}\n"
+        ),
     }
 }
 
