@@ -75,28 +75,21 @@ impl Browser {
         // Each waits for the shell to open its end; both ways at once would keep a shell that fails from being seen.
         let to = OpenOptions::new().read(true).write(true).open(&to).expect("the pipe to the browser");
         let from = BufReader::new(File::open(&from).expect("the pipe from the browser"));
-        let mut browser = Self {
-            child,
-            to,
-            from,
-            session: String::new(),
-            next: 1,
-            complaints: Vec::new(),
-            profile: profile,
-        };
-        let target = browser.call("Target.createTarget", json!({"url": "about:blank"}));
+        let mut browser =
+            Self { child, to, from, session: String::new(), next: 1, complaints: Vec::new(), profile };
+        let target = browser.call("Target.createTarget", &json!({"url": "about:blank"}));
         let attached =
-            browser.call("Target.attachToTarget", json!({"targetId": target["targetId"], "flatten": true}));
+            browser.call("Target.attachToTarget", &json!({"targetId": target["targetId"], "flatten": true}));
         attached["sessionId"].as_str().expect("a session").clone_into(&mut browser.session);
         for domain in ["Page", "Runtime", "Log"] {
-            browser.call(&format!("{domain}.enable"), json!({}));
+            browser.call(&format!("{domain}.enable"), &json!({}));
         }
         browser
     }
 
     /// Goes to an address.
     pub fn open(&mut self, url: &str) {
-        let went = self.call("Page.navigate", json!({ "url": url }));
+        let went = self.call("Page.navigate", &json!({ "url": url }));
         assert!(went["errorText"].is_null(), "{url}: {went}");
     }
 
@@ -106,7 +99,7 @@ impl Browser {
     /// It throws.
     pub fn value(&mut self, expression: &str) -> Value {
         let parameters = json!({"expression": expression, "returnByValue": true, "awaitPromise": true});
-        let mut answer = self.call("Runtime.evaluate", parameters);
+        let mut answer = self.call("Runtime.evaluate", &parameters);
         assert!(answer["exceptionDetails"].is_null(), "{expression}: {answer}");
         answer["result"]["value"].take()
     }
@@ -138,7 +131,7 @@ impl Browser {
         for kind in ["mousePressed", "mouseReleased"] {
             let event =
                 json!({"type": kind, "x": place[0], "y": place[1], "button": "left", "clickCount": 1});
-            self.call("Input.dispatchMouseEvent", event);
+            self.call("Input.dispatchMouseEvent", &event);
         }
     }
 
@@ -149,7 +142,7 @@ impl Browser {
     pub fn picture(&mut self, file: &Path) {
         // Colours that change by and by have changed.
         std::thread::sleep(Duration::from_millis(500));
-        let answer = self.call("Page.captureScreenshot", json!({"format": "png"}));
+        let answer = self.call("Page.captureScreenshot", &json!({"format": "png"}));
         let data = base64(answer["data"].as_str().expect("a picture"));
         assert!(data.starts_with(b"\x89PNG"), "no PNG");
         std::fs::write(file, data).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
@@ -161,7 +154,7 @@ impl Browser {
         &self.complaints
     }
 
-    fn call(&mut self, method: &str, parameters: Value) -> Value {
+    fn call(&mut self, method: &str, parameters: &Value) -> Value {
         let id = self.next;
         self.next += 1;
         let mut message = json!({"id": id, "method": method, "params": parameters});
@@ -182,7 +175,7 @@ impl Browser {
                     self.complaints.push(answer["params"]["exceptionDetails"].to_string());
                 }
                 Some("Log.entryAdded") if entry["level"] == "error" => {
-                    self.complaints.push(entry.to_string())
+                    self.complaints.push(entry.to_string());
                 }
                 _ => {}
             }

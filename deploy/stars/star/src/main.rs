@@ -1,5 +1,5 @@
-//! `star`, the workload of the Stars demo: a few hundred kilobytes that answer HTTP, ask their peers by service name once
-//! a second, and say which of them answered.
+//! `star`, the workload of the Stars demo: a small program that answers HTTP, asks its peers by service name once
+//! a second, and says which of them answered.
 //!
 //! It needs no libc resolver and no file but `/etc/resolv.conf`, so that it links statically and fills an image alone.
 //! The same binary is the demo's three workloads, the management UI's collector, and the DNS stand-in of the lab.
