@@ -109,6 +109,20 @@ fn what_does_not_hold_is_told_with_its_probe() {
 }
 
 #[test]
+fn two_pods_may_change_addresses() {
+    let swap = r#"{"mutations":[{"op":"set_pod_labels","pod":"x/b","labels":{"friend":"yes"}},
+        {"op":"create_pod","pod":{"namespace":"x","name":"c","ip":"10.0.2.21","node":"n2"}},
+        {"op":"apply_policy","policy":{"metadata":{"namespace":"x","name":"p"},"spec":{"podSelector":{},
+        "ingress":[{"from":[{"podSelector":{"matchLabels":{"friend":"yes"}}}]}]}}},
+        {"op":"set_pod_ip","pod":"x/b","ip":"10.0.2.21"},{"op":"set_pod_ip","pod":"x/c","ip":"10.0.2.20"}],
+        "probes":[{"from":"ip:10.0.2.21","to":"pod:x/a","protocol":"UDP","port":53,"expect":"allow"},
+        {"from":"pod:x/b","to":"ip:10.0.1.20","protocol":"TCP","port":80,"expect":"allow"},
+        {"from":"ip:10.0.2.20","to":"pod:x/a","protocol":"TCP","port":80,"expect":"deny","egress":"allow","ingress":"deny"}]}"#;
+    let (code, text) = play(&[case("", &swap.replace('\n', " "))]);
+    assert_eq!((code, text.trim().lines().last()), (0, Some("3 passed, 0 failed")), "{text}");
+}
+
+#[test]
 fn a_file_that_is_none_of_cases_is_told_with_its_line() {
     let good = case("", "");
     let (code, text) = play(&[good.clone(), case("", r#"{"mutations":[{"op":"drain","node":"n1"}]}"#)]);

@@ -1,2 +1,23 @@
-//! The control plane of a node.
+//! The control plane of a node: follows a cluster's objects and tells the dataplane what they come to.
+//!
+//! ```text
+//!  manifests ──Directory──> changes ──World──> policy, services ─┐
+//!                                                                ├─ Model ──generations──> state socket of sluiced
+//!  inventory ──ENIs, NAT, places for pods──> paths of pods ──────┘
+//! ```
+//!
+//! A pod's path and its policy are in one generation: there is no moment in which a pod has the one without the other.
 #![forbid(unsafe_code)]
+
+mod agent;
+mod allocations;
+pub mod cli;
+mod daemon;
+mod inventory;
+mod model;
+mod settings;
+
+pub use agent::{Agent, Event};
+pub use inventory::{Cluster, Inventory, InventoryError, OtherNode};
+pub use model::Model;
+pub use settings::{Mode, Settings};

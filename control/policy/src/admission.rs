@@ -16,8 +16,8 @@ mod parse;
 #[cfg(test)]
 mod tests;
 
-pub use parse::policy_from_json;
 pub(crate) use parse::{cidr, port_number};
+pub use parse::{policy_from_json, unknown_fields};
 
 /// One reason why an object is refused.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, thiserror::Error)]

@@ -20,7 +20,7 @@ mod selector;
 mod spec;
 mod world;
 
-pub use admission::{Refusal, RefusalKind, admit, admit_new, policy_from_json};
+pub use admission::{Refusal, RefusalKind, admit, admit_new, policy_from_json, unknown_fields};
 pub use model::{
     Change, ContainerPort, EndpointSlice, Kind, Labels, Namespace, Node, Object, ObjectId, Phase, Pod,
     Service, ServicePort, SliceEndpoint, SlicePort,

@@ -6,6 +6,7 @@
 //! Each step looks at what the steps before have touched, so that one label's change costs what hangs on it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use sluice_policy::{Change, EndpointSlice, Labels, Namespace, Object, ObjectId};
@@ -17,7 +18,7 @@ use super::files::{Edit, Files};
 use super::finding::Finding;
 use super::nodes::Nodes;
 use super::placement::{Allocations, Placement};
-use super::pods::{Moved, PodSet};
+use super::pods::{Moved, PodId, PodSet};
 use super::problems::Problems;
 use super::services::ServiceSet;
 use super::source::{Pods, Source};
@@ -63,6 +64,11 @@ impl Cluster {
         let mut all = Allocations { pods: self.pods.allocations(), ..Allocations::default() };
         self.services.allocations(&mut all);
         all
+    }
+
+    /// Who has which place of this node.
+    pub(super) fn tenants(&self) -> BTreeMap<Ipv4Addr, &PodId> {
+        self.pods.tenants()
     }
 
     /// What is wrong beyond single manifests.

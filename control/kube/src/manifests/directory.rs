@@ -1,6 +1,7 @@
 //! The directory as a whole: what it says now, and what has changed since the last look.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -92,6 +93,12 @@ impl Directory {
     #[must_use]
     pub fn place(&self, key: &Key) -> Option<(Arc<Path>, usize)> {
         self.files.place(key)
+    }
+
+    /// Namespace and name of the pods that have places of this node, by address.
+    #[must_use]
+    pub fn tenants(&self) -> BTreeMap<Ipv4Addr, &(Arc<str>, Arc<str>)> {
+        self.cluster.tenants()
     }
 
     /// What was chosen so far, to be given to the next [`Directory::new`].

@@ -21,6 +21,7 @@ pub(super) struct Nodes {
     pub here: Arc<str>,
     inventory: BTreeMap<Arc<str>, NodePlace>,
     known: BTreeMap<Arc<str>, Known>,
+    elsewhere: Option<Pool>,
 }
 
 #[derive(Debug)]
@@ -37,7 +38,7 @@ impl Nodes {
         let here: Arc<str> = placement.node.as_str().into();
         let place = || NodePlace { name: placement.node.clone(), ..NodePlace::default() };
         inventory.entry(Arc::clone(&here)).or_insert_with(place);
-        Self { here, inventory, known: BTreeMap::new() }
+        Self { here, inventory, known: BTreeMap::new(), elsewhere: placement.elsewhere.map(Pool::addresses) }
     }
 
     /// Takes what manifests say; gives the nodes that are others now, and the names of those that are gone.
@@ -99,7 +100,10 @@ impl Nodes {
 
     /// The addresses for pods of a node.
     pub(super) fn pool(&mut self, name: &str) -> Option<&mut Pool> {
-        self.known.get_mut(name)?.pool.as_mut()
+        match self.known.get_mut(name) {
+            Some(known) => known.pool.as_mut(),
+            None => self.elsewhere.as_mut(),
+        }
     }
 }
 

@@ -26,6 +26,27 @@ pub struct Placement {
     pub service_cidrs: Vec<Ipv4Net>,
     /// The range of node ports.
     pub node_ports: RangeInclusive<u16>,
+    /// Where the addresses of pods come from whose node nothing describes; absent: they have none.
+    pub elsewhere: Option<Ipv4Net>,
+}
+
+impl Default for Placement {
+    /// A node `node` with room for every pod, for who only wants to know what manifests come to.
+    fn default() -> Self {
+        let net = |octets: [u8; 4], length| Ipv4Net::new_assert(octets.into(), length);
+        let address = Ipv4Addr::new(10, 0, 0, 1);
+        let pod_cidr = Some(net([100, 64, 0, 0], 11));
+        let here =
+            NodePlace { name: "node".into(), addresses: vec![address], pod_cidr, ..NodePlace::default() };
+        Self {
+            node: here.name.clone(),
+            nodes: vec![here],
+            slots: None,
+            service_cidrs: vec![net([172, 20, 0, 0], 16), net([10, 0, 0, 0], 8)],
+            node_ports: NODE_PORTS,
+            elsewhere: Some(net([100, 96, 0, 0], 11)),
+        }
+    }
 }
 
 /// A node.

@@ -103,9 +103,13 @@ impl PodSet {
 
     /// The addresses of this node's pods.
     pub(super) fn allocations(&self) -> BTreeMap<String, Ipv4Addr> {
-        let tenants = self.tenants.iter().enumerate().filter_map(|(i, id)| Some((i, id.as_ref()?)));
+        self.tenants().into_iter().map(|(ip, id)| (full_name(id), ip)).collect()
+    }
+
+    /// Who has which place of this node.
+    pub(super) fn tenants(&self) -> BTreeMap<Ipv4Addr, &PodId> {
         let slots = self.slots.as_deref().unwrap_or_default();
-        tenants.map(|(i, id)| (full_name(id), slots[i].ip)).collect()
+        slots.iter().zip(&self.tenants).filter_map(|(slot, id)| Some((slot.ip, id.as_ref()?))).collect()
     }
 
     /// Brings the pods of the owners up to what their manifests say; gives those that have changed.

@@ -39,6 +39,7 @@ fn placement() -> Placement {
         slots: Some(vec![slot(10, Some(("a", "fixed"))), slot(11, None), slot(12, None), slot(13, None)]),
         service_cidrs: vec!["172.20.0.0/16".parse().unwrap()],
         node_ports: NODE_PORTS,
+        elsewhere: None,
     }
 }
 

@@ -116,3 +116,35 @@ fn prune(json: &mut Value) {
         Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
     }
 }
+
+/// Fields of a policy's JSON that no policy has, `spec.ingress[0].form`. The API server takes them with a warning and
+/// leaves them out, and what is left may allow more than was meant.
+#[must_use]
+pub fn unknown_fields(json: &Value) -> Vec<String> {
+    let mut unknown = Vec::new();
+    let Ok(policy) = policy_from_json(json.clone()) else { return unknown };
+    if let Ok(known) = serde_json::to_value(&policy) {
+        compare("", json, &known, &mut unknown);
+    }
+    unknown
+}
+
+fn compare(path: &str, json: &Value, known: &Value, unknown: &mut Vec<String>) {
+    match (json, known) {
+        (Value::Object(fields), Value::Object(known)) => {
+            for (name, value) in fields.iter().filter(|(_, value)| !value.is_null()) {
+                let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+                match known.get(name) {
+                    Some(known) => compare(&path, value, known, unknown),
+                    None => unknown.push(path),
+                }
+            }
+        }
+        (Value::Array(items), Value::Array(known)) => {
+            for (i, (value, known)) in items.iter().zip(known).enumerate() {
+                compare(&format!("{path}[{i}]"), value, known, unknown);
+            }
+        }
+        _ => {}
+    }
+}

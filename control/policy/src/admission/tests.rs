@@ -3,7 +3,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::{admit, admit_new, policy_from_json};
+use super::{admit, admit_new, policy_from_json, unknown_fields};
 
 /// The lines of a file of cases; none, told loudly, where the folder is not beside this repository.
 fn lines(file: &str) -> Vec<Value> {
@@ -47,6 +47,11 @@ fn the_answers_of_a_real_server() {
             None => request["body"].clone(),
         };
         seen += 1;
+        let warnings: Vec<String> =
+            unknown_fields(&body).iter().map(|f| format!("299 - \"unknown field \\\"{f}\\\"\"")).collect();
+        let warned = exchange["response"]["headers"]["Warning"].as_array().into_iter().flatten();
+        let warned = warned.filter_map(Value::as_str).filter(|w| w.contains("unknown field"));
+        assert_eq!(warnings, warned.collect::<Vec<_>>(), "{id}");
         let policy = policy_from_json(body);
         let ours: BTreeSet<(String, String, String)> = policy
             .iter()

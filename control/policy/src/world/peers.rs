@@ -92,10 +92,13 @@ pub(super) struct Peers {
     changed: Vec<Arc<Term>>,
 }
 
+/// Terms by the value of the label that they need.
+type ByValue = HashMap<Arc<str>, Vec<u32>, Hashing>;
+
 /// Terms by a label that they need; the rest need none.
 #[derive(Debug, Default)]
 struct Bucket {
-    anchored: HashMap<Arc<str>, HashMap<Arc<str>, Vec<u32>, Hashing>, Hashing>,
+    anchored: HashMap<Arc<str>, ByValue, Hashing>,
     rest: Vec<u32>,
 }
 

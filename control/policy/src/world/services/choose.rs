@@ -33,7 +33,7 @@ impl Choice {
                 }
             }
         }
-        let hints = Hints::new(all.values().copied().filter(|e| e.ready), node, zone);
+        let hints = Hints::new(&all.values().copied().filter(|e| e.ready), node, zone);
         let pick = |wanted: &dyn Fn(&SliceEndpoint) -> bool| -> Vec<Endpoint> {
             let wanted = all.iter().filter(|(_, e)| wanted(e));
             wanted.map(|((ip, port), _)| Endpoint { ip: *ip, port: *port }).collect()
@@ -61,7 +61,7 @@ enum Hints<'a> {
 
 impl<'a> Hints<'a> {
     fn new<'e>(
-        ready: impl Iterator<Item = &'e SliceEndpoint> + Clone,
+        ready: &(impl Iterator<Item = &'e SliceEndpoint> + Clone),
         node: &'a str,
         zone: Option<&'a str>,
     ) -> Self {

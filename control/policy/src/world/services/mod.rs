@@ -178,7 +178,7 @@ impl World {
 
     fn wanted_of_pod(&self, namespace: &Arc<str>, name: &Arc<str>) -> Vec<Wanted> {
         let id = self.namespaces.get(namespace).and_then(|n| n.pods.get(name));
-        let Some(pod) = id.and_then(|id| self.pods.get(id)).map(|entry| &entry.pod) else {
+        let Some(pod) = id.and_then(|id| self.pods.get(*id)).map(|entry| &entry.pod) else {
             return Vec::new();
         };
         let Some(ip) = pod.address().filter(|_| self.is_local(pod)) else { return Vec::new() };

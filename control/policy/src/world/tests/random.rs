@@ -187,19 +187,28 @@ fn compare(a: &Followed, b: &Followed) -> Result<(), TestCaseError> {
     Ok(())
 }
 
+/// Few by default, for each is a cluster's life; `PROPTEST_CASES` asks for more.
+fn cases() -> u32 {
+    std::env::var("PROPTEST_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(24)
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(), failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn step_by_step_is_as_good_as_anew(
         strict in proptest::bool::weighted(0.2),
-        steps in proptest::collection::vec(proptest::collection::vec(any_change(), 1..8), 1..8),
+        pods in proptest::collection::vec(any_pod(), 12),
+        policies in proptest::collection::vec(any_policy(), 8),
+        steps in proptest::collection::vec(proptest::collection::vec(any_change(), 1..4), 1..16),
     ) {
         let mut settings = settings();
         settings.mode = if strict { EnforcingMode::Strict } else { EnforcingMode::Standard };
         let mut followed = Followed::new(settings.clone());
         let mut done: Vec<Change> = NAMESPACES.iter().map(|n| namespace(n, &[("app", "1")])).collect();
+        done.extend(pods.into_iter().chain(policies));
         followed.apply(done.clone());
+        followed.update();
         for step in steps {
             done.extend(step.iter().cloned());
             followed.apply(step);
@@ -230,7 +239,7 @@ fn labels_are_shared() {
         followed.apply([upsert(pod(&format!("a/{n}"), &[("app", "1")], &format!("10.0.0.{}", n + 1)))]);
     }
     followed.update();
-    let labels: Vec<_> = followed.world.pods.values().map(|e| &e.pod.labels).collect();
+    let labels: Vec<_> = followed.world.pods.iter().map(|(_, e)| &e.pod.labels).collect();
     assert!(labels.iter().all(|l| Arc::ptr_eq(l, labels[0])));
     assert_eq!(followed.world.policy().identities.len(), 1);
 }

@@ -1,0 +1,297 @@
+//! The command line of `sluice-agent`.
+
+use std::io::{self, IsTerminal as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::mpsc::{Sender, channel};
+
+use anyhow::Context as _;
+use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use sluice_kube::manifests::{Severity, Watcher};
+use sluice_state::StateError;
+use tracing_subscriber::EnvFilter;
+
+use crate::agent::{Agent, Ended, Event, Places};
+use crate::allocations::Store;
+use crate::inventory::{Inventory, InventoryError};
+use crate::model::Model;
+use crate::settings::Settings;
+
+const HELP: &str = "\
+Exit codes:
+  0  done, or stopped by SIGTERM or SIGINT
+  1  something of the system failed; the message names it and the way out
+  2  the command line is wrong
+  3  the inventory is refused, `check` found errors, or the daemon refused what --once sent
+
+Signals while it runs:
+  SIGHUP           read the inventory and the whole directory again; a bad inventory changes nothing
+  SIGTERM, SIGINT  stop; the daemon keeps what it has
+
+Environment:
+  NETWORK_POLICY_ENFORCING_MODE  standard or strict, where --enforcing-mode does not say
+  SLUICE_LOG                     what is logged, as in `info` or `sluice_agent=debug` (default info)
+
+Examples:
+  sluice-agent check --manifests manifests --inventory node.toml
+  sluice-agent --manifests manifests --inventory node.toml --dry-run
+  sluice-agent --manifests manifests --inventory node.toml";
+
+/// The control plane of a node: follows Kubernetes manifests in a directory and tells sluiced what they come to.
+///
+/// Add, change or remove a file, and the packets follow. A file that turns malformed keeps its last good objects.
+#[derive(Debug, Parser)]
+#[command(
+    name = "sluice-agent",
+    version,
+    after_help = HELP,
+    max_term_width = 110,
+    subcommand_negates_reqs = true,
+    args_conflicts_with_subcommands = true
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+/// What is followed.
+#[derive(Debug, Clone, Args)]
+struct Sources {
+    /// Directory of manifests, with everything below: .yaml, .yml, .json
+    #[arg(long, value_name = "DIR", required = true)]
+    manifests: Option<PathBuf>,
+    /// This node, its ENIs, its places for pods and the cluster around it (TOML; docs/runbooks/agent.md)
+    #[arg(long, value_name = "FILE", required = true)]
+    inventory: Option<PathBuf>,
+    #[command(flatten)]
+    settings: Settings,
+}
+
+#[derive(Debug, Args)]
+struct RunArgs {
+    #[command(flatten)]
+    sources: Sources,
+    /// The daemon's state socket
+    #[arg(long, value_name = "PATH", default_value = "/run/sluice/state.sock")]
+    state_socket: PathBuf,
+    /// Where to write what is in force and what was found, as JSON, whenever it changes
+    #[arg(long, value_name = "FILE")]
+    status: Option<PathBuf>,
+    /// End once the daemon has taken, or refused, everything
+    #[arg(long)]
+    once: bool,
+    /// Print the state that the daemon would be told, and end
+    #[arg(long, conflicts_with = "once")]
+    dry_run: bool,
+    /// How --dry-run prints
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]
+    output: Format,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Say what is wrong with the manifests and the inventory, without touching anything
+    Check {
+        #[command(flatten)]
+        sources: Sources,
+        /// How to print
+        #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]
+        output: Lines,
+    },
+    /// Print completions for a shell
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+enum Format {
+    /// A state file for `sluiced run --state`
+    #[default]
+    Toml,
+    /// The same as JSON
+    Json,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+enum Lines {
+    /// For people: file:line:column, as compilers have it
+    #[default]
+    Text,
+    /// For programs
+    Json,
+}
+
+/// `check` has found errors.
+#[derive(Debug, thiserror::Error)]
+#[error("{0} error(s)")]
+struct Found(usize);
+
+/// Runs the command line of this process.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let filter = EnvFilter::try_from_env("SLUICE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_target(false)
+        .with_ansi(io::stderr().is_terminal())
+        .init();
+    let result = match cli.command {
+        None if cli.run.dry_run => dry_run(&cli.run),
+        None => run(cli.run),
+        Some(Command::Check { sources, output }) => check(&sources, output),
+        Some(Command::Completions { shell }) => {
+            clap_complete::generate(shell, &mut Cli::command(), "sluice-agent", &mut io::stdout());
+            Ok(())
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Standard error may be closed; the exit code says it all the same.
+            let _ = writeln!(io::stderr(), "sluice-agent: {error:#}");
+            ExitCode::from(exit_code(&error))
+        }
+    }
+}
+
+fn exit_code(error: &anyhow::Error) -> u8 {
+    let refused =
+        error.downcast_ref::<InventoryError>().is_some_and(|e| !matches!(e, InventoryError::Read { .. }));
+    let found = error.is::<Found>() || error.is::<Ended>() || error.is::<StateError>();
+    if refused || found { 3 } else { 1 }
+}
+
+impl Sources {
+    /// The paths, which the command line has made sure of.
+    fn paths(&self) -> anyhow::Result<(&Path, &Path)> {
+        let manifests = self.manifests.as_deref().context("--manifests DIR is needed")?;
+        let inventory = self.inventory.as_deref().context("--inventory FILE is needed")?;
+        Ok((manifests, inventory))
+    }
+
+    /// Everything looked at once.
+    fn model(&self) -> anyhow::Result<Model> {
+        let (manifests, path) = self.paths()?;
+        std::fs::read_dir(manifests)
+            .with_context(|| format!("cannot read the directory {}", manifests.display()))?;
+        let inventory = Inventory::from_file(path)?;
+        let mode = self.settings.mode().map_err(anyhow::Error::msg)?;
+        let store = Store::open(self.settings.allocations_of(path));
+        let mut model = Model::new(inventory, manifests, mode, &self.settings, store.kept());
+        model.scan();
+        Ok(model)
+    }
+}
+
+fn run(args: RunArgs) -> anyhow::Result<()> {
+    let (manifests, inventory) = args.sources.paths()?;
+    let mode = args.sources.settings.mode().map_err(anyhow::Error::msg)?;
+    let places = Places {
+        manifests: manifests.to_owned(),
+        inventory: inventory.to_owned(),
+        socket: args.state_socket,
+        status: args.status,
+    };
+    let inventory = Inventory::from_file(inventory)?;
+    let (sender, events) = channel();
+    signals(sender.clone())?;
+    let touched = sender.clone();
+    // Before the first look, so that nothing falls in between.
+    let _watcher = Watcher::start(&places.manifests, move |t| touched.send(Event::Touched(t)).is_ok())?;
+    Agent::new(places, inventory, args.sources.settings, mode, (sender, events), args.once).run()?;
+    Ok(())
+}
+
+/// Turns signals into events, in a thread of its own.
+fn signals(events: Sender<Event>) -> io::Result<()> {
+    let mut signals = Signals::new([SIGHUP, SIGTERM, SIGINT])?;
+    std::thread::Builder::new().name("sluice-signals".into()).spawn(move || {
+        for signal in signals.forever() {
+            let event = if signal == SIGHUP { Event::Rescan } else { Event::Stop };
+            if events.send(event).is_err() {
+                return;
+            }
+        }
+    })?;
+    Ok(())
+}
+
+fn dry_run(args: &RunArgs) -> anyhow::Result<()> {
+    let model = args.sources.model()?;
+    for finding in model.findings() {
+        tracing::warn!("{finding}");
+    }
+    let state = model.state();
+    let text = match args.output {
+        Format::Toml => toml::to_string(&state).context("the state cannot be written as TOML")?,
+        Format::Json => serde_json::to_string_pretty(&state)? + "\n",
+    };
+    io::stdout().lock().write_all(text.as_bytes())?;
+    state.check()?;
+    Ok(())
+}
+
+fn check(sources: &Sources, output: Lines) -> anyhow::Result<()> {
+    let model = sources.model()?;
+    let findings = model.findings();
+    let state = model.state();
+    let mut stdout = io::stdout().lock();
+    let count = |severity| findings.iter().filter(|f| f.severity == severity).count();
+    let errors = count(Severity::Error);
+    match output {
+        Lines::Json => writeln!(stdout, "{}", serde_json::to_string_pretty(&findings)?)?,
+        Lines::Text => {
+            for finding in &findings {
+                writeln!(stdout, "{finding}")?;
+            }
+            writeln!(
+                stdout,
+                "{} pod(s) of this node have a path, {} identities, {} isolated, {} service(s); {errors} error(s), {} warning(s), {} note(s)",
+                state.pods.len(),
+                state.policy.identities.len(),
+                state.policy.pods.len(),
+                state.services.services.len(),
+                count(Severity::Warning),
+                count(Severity::Note),
+            )?;
+        }
+    }
+    state.check()?;
+    if errors > 0 { Err(Found(errors).into()) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+        let run = Cli::try_parse_from(["sluice-agent", "--manifests", "m", "--inventory", "i"]).unwrap();
+        assert!(run.command.is_none() && run.run.sources.manifests.is_some());
+        assert!(Cli::try_parse_from(["sluice-agent", "completions", "bash"]).is_ok());
+        let missing = Cli::try_parse_from(["sluice-agent", "--manifests", "m"]).unwrap_err().to_string();
+        assert!(missing.contains("--inventory"), "{missing}");
+        let check =
+            Cli::try_parse_from(["sluice-agent", "check", "--manifests", "m"]).unwrap_err().to_string();
+        assert!(check.contains("--inventory"), "{check}");
+    }
+
+    #[test]
+    fn each_kind_of_refusal_has_its_exit_code() {
+        assert_eq!(exit_code(&Found(2).into()), 3);
+        let refused = Ended::Refused { reason: "no".into(), findings: vec![] };
+        assert_eq!(exit_code(&refused.into()), 3);
+        let missing = Inventory::from_file(Path::new("/nowhere")).unwrap_err();
+        assert_eq!(exit_code(&missing.into()), 1);
+    }
+}

@@ -1,0 +1,188 @@
+//! Directory, world and inventory as one: what the dataplane must know now, and what is different since it was told.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::path::Path;
+
+use sluice_kube::manifests::{Allocations, Batch, Directory, Finding, Severity, Touched};
+use sluice_policy::{Change, EnforcingMode, Kind, Object, ObjectId, World};
+use sluice_state::{Op, Pod, PortRange, SnatPorts, State};
+
+use crate::inventory::Inventory;
+use crate::settings::Settings;
+
+/// What the node's dataplane must know.
+#[derive(Debug)]
+pub struct Model {
+    inventory: Inventory,
+    directory: Directory,
+    world: World,
+    /// The pods that have a path.
+    paths: BTreeMap<Ipv4Addr, Pod>,
+    /// Ports of the node that lead to its pods.
+    host_ports: BTreeMap<ObjectId, Vec<u16>>,
+    snat_ports: SnatPorts,
+    refused: BTreeMap<ObjectId, String>,
+}
+
+impl Model {
+    /// A model of a directory that has not been looked at.
+    #[must_use]
+    pub fn new(
+        inventory: Inventory,
+        manifests: &Path,
+        mode: EnforcingMode,
+        settings: &Settings,
+        allocations: &Allocations,
+    ) -> Self {
+        let mut placement = inventory.placement();
+        if !settings.service_cidrs.is_empty() {
+            placement.service_cidrs.clone_from(&settings.service_cidrs);
+        }
+        let world = World::new(sluice_policy::Settings {
+            node: placement.node.as_str().into(),
+            mode,
+            on_change: settings.on_change(),
+            masqueraded_node_traffic: settings.masqueraded(),
+            service_cidrs: placement.service_cidrs.clone(),
+        });
+        Self {
+            directory: Directory::new(manifests, &placement, allocations),
+            snat_ports: inventory.state.snat_ports.clone(),
+            inventory,
+            world,
+            paths: BTreeMap::new(),
+            host_ports: BTreeMap::new(),
+            refused: BTreeMap::new(),
+        }
+    }
+
+    /// Looks at what differs in the directory; gives what is different for the dataplane.
+    pub fn scan(&mut self) -> Vec<Op> {
+        let batch = self.directory.scan();
+        self.take(batch)
+    }
+
+    /// Looks at what was touched; gives what is different for the dataplane.
+    pub fn refresh(&mut self, touched: &Touched) -> Vec<Op> {
+        let batch = self.directory.refresh(touched);
+        self.take(batch)
+    }
+
+    fn take(&mut self, batch: Batch) -> Vec<Op> {
+        if batch.changes.is_empty() {
+            return Vec::new();
+        }
+        let mut ports_touched = false;
+        for change in batch.changes {
+            ports_touched |= self.note_host_ports(&change);
+            let id = match &change {
+                Change::Upsert(object) => object.id(),
+                Change::Delete(id) => id.clone(),
+            };
+            match self.world.apply(change) {
+                Ok(()) => self.refused.remove(&id),
+                Err(refusals) => {
+                    let reasons: Vec<_> = refusals.iter().map(ToString::to_string).collect();
+                    self.refused.insert(id, reasons.join("; "))
+                }
+            };
+        }
+        let update = self.world.update();
+        let paths = self.wanted_paths();
+        let gone = self.paths.keys().filter(|ip| !paths.contains_key(*ip));
+        let mut ops: Vec<Op> = gone.map(|ip| Op::DeletePod(*ip)).collect();
+        ops.extend(update.ops);
+        // A pod's path comes after its policy, in the same generation.
+        let new = paths.iter().filter(|(ip, pod)| self.paths.get(*ip) != Some(*pod));
+        ops.extend(new.map(|(_, pod)| Op::UpsertPod(pod.clone())));
+        self.paths = paths;
+        if ports_touched {
+            let ports = self.wanted_snat_ports();
+            if ports != self.snat_ports {
+                ops.push(Op::SnatPorts(ports.clone()));
+                self.snat_ports = ports;
+            }
+        }
+        ops
+    }
+
+    /// The places that pods have.
+    fn wanted_paths(&self) -> BTreeMap<Ipv4Addr, Pod> {
+        let tenants = self.directory.tenants();
+        let places = self.inventory.places.iter().filter_map(|place| {
+            let (namespace, name) = tenants.get(&place.ip)?;
+            let pod = Pod { namespace: namespace.to_string(), name: name.to_string(), ..place.clone() };
+            Some((place.ip, pod))
+        });
+        places.collect()
+    }
+
+    fn note_host_ports(&mut self, change: &Change) -> bool {
+        let (id, ports) = match change {
+            Change::Upsert(Object::Pod(pod)) if pod.node.as_ref() == Some(self.world.node()) => {
+                let ports = pod.ports.iter().filter_map(|port| port.host_port).collect();
+                (
+                    ObjectId { kind: Kind::Pod, namespace: pod.namespace.clone(), name: pod.name.clone() },
+                    ports,
+                )
+            }
+            Change::Upsert(Object::Pod(pod)) => (
+                ObjectId { kind: Kind::Pod, namespace: pod.namespace.clone(), name: pod.name.clone() },
+                Vec::new(),
+            ),
+            Change::Delete(id) if id.kind == Kind::Pod => (id.clone(), Vec::new()),
+            _ => return false,
+        };
+        let old = if ports.is_empty() {
+            self.host_ports.remove(&id)
+        } else {
+            self.host_ports.insert(id.clone(), ports)
+        };
+        old.as_ref() != self.host_ports.get(&id)
+    }
+
+    /// The node's hostPorts are never a source of ours.
+    fn wanted_snat_ports(&self) -> SnatPorts {
+        let mut ports = self.inventory.state.snat_ports.clone();
+        let taken: BTreeSet<u16> = self.host_ports.values().flatten().copied().collect();
+        ports.exclude.extend(taken.into_iter().map(|port| PortRange { first: port, last: port }));
+        ports
+    }
+
+    /// Everything that the dataplane must know.
+    #[must_use]
+    pub fn state(&self) -> State {
+        State {
+            pods: self.paths.values().cloned().collect(),
+            snat_ports: self.snat_ports.clone(),
+            policy: self.world.policy(),
+            services: self.world.services(),
+            ..self.inventory.state.clone()
+        }
+    }
+
+    /// What the inventory says.
+    #[must_use]
+    pub fn inventory(&self) -> &Inventory {
+        &self.inventory
+    }
+
+    /// What was given out so far.
+    #[must_use]
+    pub fn allocations(&self) -> Allocations {
+        self.directory.allocations()
+    }
+
+    /// Everything there is to say.
+    #[must_use]
+    pub fn findings(&self) -> Vec<Finding> {
+        let mut findings = self.directory.findings();
+        let general = |severity, message| Finding { file: None, line: 0, column: 0, severity, message };
+        findings.extend(
+            self.refused.iter().map(|(id, why)| general(Severity::Error, format!("{id} is refused: {why}"))),
+        );
+        findings.extend(self.world.findings().iter().map(|f| general(Severity::Warning, f.to_string())));
+        findings
+    }
+}
