@@ -207,8 +207,13 @@ fn free(random: &mut Random, cluster: &Cluster, node: &str) -> Option<Ipv4Addr> 
 }
 
 fn endpoint(random: &mut Random, cluster: &Cluster) -> Endpoint {
-    let able: Vec<_> = cluster.pods.iter().filter(|p| p.host_network || p.live_ip().is_some()).collect();
-    let able: Vec<_> = able.into_iter().filter(|p| !p.phase.finished()).collect();
+    // What a pod sends whose address another one has is the other one's.
+    let owns = |pod: &Pod| {
+        let party = pod.live_ip().and_then(|ip| cluster.party(&Endpoint::Ip(ip)).ok());
+        party.and_then(|party| party.pod).is_some_and(|owner| std::ptr::eq(owner, pod))
+    };
+    let able = cluster.pods.iter().filter(|p| p.host_network && !p.phase.finished() || owns(p));
+    let able: Vec<_> = able.collect();
     match random.below(10) {
         0 => Endpoint::Ip(*random.pick(&OUTSIDE)),
         1 => Endpoint::Node(random.pick(&cluster.nodes).name.clone()),
