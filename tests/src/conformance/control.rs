@@ -9,7 +9,7 @@ use sluice_policy::{Change, EnforcingMode, Kind, Object, ObjectId, Refusal, Sett
 use sluice_state::{Eni, Generation, Mac, MasqueradedNodeTraffic, Nat, OnPolicyChange, Op, State};
 
 use super::objects;
-use crate::networkpolicy::{Cluster, Pod, key};
+use crate::networkpolicy::{Cluster, Phase, Pod, key};
 
 /// How changes become generations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -170,9 +170,11 @@ impl Control {
     fn publish(&mut self) -> Result<(), String> {
         let mut ops = self.world.update().ops;
         let mut wanted = Vec::new();
-        for pod in self.cluster.pods.iter().filter(|pod| pod.node == self.node) {
+        let mut own: Vec<&Pod> = self.cluster.pods.iter().filter(|pod| pod.node == self.node).collect();
+        own.sort_by_key(|pod| pod.phase == Phase::Running);
+        for pod in own {
             if let (Some(ip), Some(number)) = (pod.live_ip(), self.number(pod)) {
-                // Of two pods with one address the newer one is behind it.
+                // Of two pods with one address the newest running one is behind it.
                 wanted.retain(|other: &sluice_state::Pod| other.ip != ip);
                 wanted.push(sluice_state::Pod {
                     namespace: pod.namespace.clone(),

@@ -293,7 +293,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// Finds an end of a probe. The address of a live pod is that pod, the newest one if there are two.
+    /// Finds an end of a probe. The address of a live pod is that pod, the newest running one if there are two.
     ///
     /// # Errors
     /// There is no such pod or node, or the pod has ended.
@@ -311,7 +311,8 @@ impl Cluster {
                 Ok(Party { pod: None, node: Some(node), ip: Some(node.ip) })
             }
             Endpoint::Ip(ip) => {
-                let owner = self.pods.iter().rev().find(|p| !p.host_network && p.live_ip() == Some(*ip));
+                let claims = self.pods.iter().enumerate().filter(|(_, p)| p.live_ip() == Some(*ip));
+                let owner = claims.max_by_key(|(age, p)| (p.phase == Phase::Running, *age)).map(|(_, p)| p);
                 match owner {
                     Some(pod) => self.of_pod(pod),
                     None => {

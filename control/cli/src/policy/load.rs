@@ -83,7 +83,8 @@ pub(super) fn load(directory: &Path, reading: &Reading) -> Result<Cluster> {
         // Which range the cluster has is not said in manifests, and no address of a service matters here.
         service_cidrs: vec![Ipv4Net::default()],
         node_ports: NODE_PORTS,
-        ..Placement::default()
+        // From the same range they could be given out twice: they get theirs when all others have one.
+        elsewhere: None,
     };
     let mut source = Directory::new(PathBuf::from(directory), &placement, &Allocations::default());
     let batch = source.scan();
