@@ -28,7 +28,7 @@ const FLAGS: &[&str] = &[
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
-    "--window-size=1440,1180",
+    "--window-size=1440,1400",
     "--remote-debugging-pipe",
 ];
 
@@ -147,6 +147,8 @@ impl Browser {
     /// # Panics
     /// The file cannot be written.
     pub fn picture(&mut self, file: &Path) {
+        // Colours that change by and by have changed.
+        std::thread::sleep(Duration::from_millis(500));
         let answer = self.call("Page.captureScreenshot", json!({"format": "png"}));
         let data = base64(answer["data"].as_str().expect("a picture"));
         assert!(data.starts_with(b"\x89PNG"), "no PNG");

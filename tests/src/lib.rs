@@ -4,7 +4,9 @@
 #![forbid(unsafe_code)]
 
 pub mod browser;
+pub mod cluster;
 pub mod conformance;
+pub mod kube_proxy;
 pub mod lab;
 pub mod networkpolicy;
 pub mod node;

@@ -17,7 +17,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("sluice", &["sluice-engine", "sluice-io", "sluice-kube", "sluice-policy", "sluice-state"]),
     ("sluice-star", &[]),
     ("sluice-bench", &["sluice-bpf", "sluice-engine", "sluice-io", "sluice-state"]),
-    ("sluice-tests", &["sluice-bpf", "sluice-engine", "sluice-io", "sluice-state"]),
+    ("sluice-tests", &["sluice-bpf", "sluice-engine", "sluice-io", "sluice-policy", "sluice-state"]),
 ];
 
 #[test]

@@ -156,6 +156,11 @@ fn the_management_ui_shows_what_is_in_force_and_changes_it() {
     let _turn = turn();
     let serving = Serving::start("ui");
     strangers_get_nothing(&serving);
+    // Half a request, until the end: it holds up nobody.
+    let mut half = TcpStream::connect(&serving.at).expect("the page's server");
+    let head =
+        format!("POST /api/policies HTTP/1.1\r\nHost: {}\r\nContent-Length: 90000\r\n\r\n", serving.at);
+    half.write_all(head.as_bytes()).expect("a request is taken");
 
     let mut browser = Browser::start();
     browser.open(&serving.url);
@@ -163,6 +168,20 @@ fn the_management_ui_shows_what_is_in_force_and_changes_it() {
     assert_eq!(browser.value("location.hash"), "", "the token does not stay where it is seen");
     assert_eq!(edges(&mut browser), 14);
     assert_eq!(browser.value("document.querySelectorAll('.edge.yes').length"), 14, "S0: everybody answers");
+
+    assert_eq!(
+        browser.value("document.querySelectorAll('.eye.sees').length"),
+        3,
+        "the UI has three statuses"
+    );
+
+    // The names were asked through the engine: from the pods to the service's address, answered by a pod.
+    let flows = sluice(&["flows", "--lab", &serving.lab, "--port", "53", "--output", "json"], &[]);
+    let flows: Value = serde_json::from_slice(&flows.stdout).expect("flows");
+    let asked = flows["rows"].as_array().into_iter().flatten().filter(|flow| {
+        flow["original"]["dst"] == "10.100.0.10" && flow["translated"]["dst"] != "10.100.0.10"
+    });
+    assert!(asked.count() >= 5, "{flows}");
 
     // S1: the buttons, the arrows, the matrix, the list.
     browser.press("#steps button:nth-child(2)");
@@ -172,6 +191,7 @@ fn the_management_ui_shows_what_is_in_force_and_changes_it() {
     assert_eq!(arrow(&mut browser, "browser", "management-ui"), "edge yes");
     assert_eq!(browser.value("document.querySelector('[data-policy=S1]').className"), "policy on");
     assert_eq!(browser.value("document.querySelectorAll('.policy.on').length"), 1);
+    assert_eq!(browser.value("document.querySelectorAll('.eye.sees').length"), 0, "the UI is blind");
 
     // A policy by itself, by its switch; then S4 and back.
     browser.press("[data-policy=S3] .switch");
@@ -206,6 +226,7 @@ fn the_management_ui_shows_what_is_in_force_and_changes_it() {
     assert_eq!(stranger.value("document.querySelectorAll('#steps button:disabled').length"), 5);
     drop((browser, stranger));
     serving.end();
+    drop(half);
 }
 
 /// What is in force is shown, and all that is seen is what the policies say.

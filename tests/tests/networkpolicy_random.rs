@@ -7,9 +7,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use sluice_engine::flow::FlowKey;
 use sluice_engine::policy::Policy;
+use sluice_policy::End;
 use sluice_tests::conformance::{Control, Pace};
 use sluice_tests::networkpolicy::random::{self, Random};
-use sluice_tests::networkpolicy::{Cluster, Halves, Party, Probe, evaluate};
+use sluice_tests::networkpolicy::{Cluster, Endpoint, Halves, Party, Probe, evaluate};
 
 const WORLDS: u64 = 10_000;
 const MUTATIONS: usize = 3;
@@ -84,6 +85,7 @@ fn check(random: &mut Random, node: &Node, cluster: &Cluster, asked: &AtomicU64)
     }
     for _ in 0..PROBES {
         let probe = random::probe(random, cluster);
+        explain(node, cluster, &probe)?;
         let Some(found) = node.halves(cluster, &probe) else { continue };
         let expected = expected(cluster, &probe);
         asked.fetch_add(u64::from(!expected.egress) + u64::from(!expected.ingress), Ordering::Relaxed);
@@ -92,6 +94,30 @@ fn check(random: &mut Random, node: &Node, cluster: &Cluster, asked: &AtomicU64)
         }
     }
     Ok(())
+}
+
+/// What the compiler's explanation says of both halves, whichever node's they are.
+fn explain(node: &Node, cluster: &Cluster, probe: &Probe) -> Result<(), String> {
+    let end = |end: &Endpoint| match end {
+        Endpoint::Pod(namespace, name) => {
+            End::Pod { namespace: namespace.as_str().into(), name: name.as_str().into() }
+        }
+        Endpoint::Ip(ip) => End::Address(*ip),
+        Endpoint::Node(name) => End::Node(name.as_str().into()),
+    };
+    let decision = node.control.world().decide(&sluice_policy::Probe {
+        from: end(&probe.from),
+        to: end(&probe.to),
+        protocol: Some(probe.protocol),
+        port: probe.port,
+    });
+    let told = Halves { egress: decision.egress.allowed, ingress: decision.ingress.allowed };
+    let expected = evaluate(cluster, probe).unwrap();
+    let own = |party: Result<Party<'_>, _>| party.is_ok_and(|p| p.ip.is_some());
+    if told == expected || !own(cluster.party(&probe.from)) || !own(cluster.party(&probe.to)) {
+        return Ok(());
+    }
+    Err(format!("{probe}: explained as {decision:?}, expected {expected:?}, in {cluster:#?}"))
 }
 
 fn number(variable: &str) -> Option<u64> {

@@ -9,6 +9,7 @@ pub mod eyes;
 pub mod lab;
 mod netns;
 pub mod output;
+pub mod policy;
 mod query;
 mod shell;
 pub mod stars;
@@ -19,8 +20,8 @@ use std::process::ExitCode;
 use clap::{CommandFactory as _, Parser, Subcommand};
 
 /// What `--help` ends with.
-const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed (for `demo`: a row failed; for `lab status`: not up), 2 wrong command \
-                          line. `lab exec` ends with the code of what it ran.";
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed (for `demo`: a row failed; for `lab status`: not up; for \
+                          `policy check`: errors), 2 wrong command line. `lab exec` ends with the code of what it ran.";
 
 /// The whole command line.
 #[derive(Debug, Parser)]
@@ -45,6 +46,9 @@ enum Command {
     Stats(eyes::StatsArgs),
     /// Show the port contract with the host
     Ports(eyes::PortsArgs),
+    /// What a directory of manifests means: lint, who may reach whom, what a change changes, why
+    #[command(subcommand)]
+    Policy(policy::PolicyCommand),
     /// Print completions for a shell
     Completions {
         /// The shell
@@ -85,6 +89,7 @@ fn dispatch(command: &Command) -> anyhow::Result<ExitCode> {
         Command::Flows(args) => eyes::flows(args)?,
         Command::Stats(args) => eyes::stats(args)?,
         Command::Ports(args) => eyes::ports(args)?,
+        Command::Policy(command) => return policy::run(command),
         Command::LabServer(name) => lab::server::serve(&name.name)?,
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -57,7 +57,8 @@ events! {
     FlowsExpired = "flows_expired";
     /// Flows given up before their time for a new one: not open yet, or closed already.
     FlowsEvicted = "flows_evicted";
-    /// Flows removed because an end of theirs is gone, or is another one for who asks anew: a service's endpoint.
+    /// Flows removed because an end of theirs is gone, or is another one for who asks anew (a service's endpoint), and
+    /// connections that were revoked and come anew.
     FlowsOrphaned = "flows_orphaned";
     /// Flows asked again after a policy change.
     FlowsRechecked = "flows_rechecked";

@@ -31,6 +31,12 @@ impl Random {
         (self.next_u64() >> 32) as u32
     }
 
+    /// A number below `bound`; 0 for a bound of 0.
+    #[inline]
+    pub const fn below(&mut self, bound: u32) -> u32 {
+        ((self.next_u32() as u64 * bound as u64) >> 32) as u32
+    }
+
     /// A number that depends on the seed and on a connection's addresses and ports only.
     #[inline]
     #[must_use]

@@ -83,7 +83,7 @@ drops! {
     BadL4Checksum = "bad_l4_checksum";
     /// A combination of TCP flags that no stack sends: none, SYN+FIN, SYN+RST, FIN without ACK.
     TcpFlags = "tcp_flags";
-    /// The source address is not the pod's.
+    /// The source address is not the pod's; from the wire, it is a local pod's, the node's, or one of the service range.
     Spoof = "spoof";
     /// The interface it came from belongs to no pod and no ENI of the state in force.
     UnknownInterface = "unknown_interface";

@@ -123,12 +123,16 @@ impl PortSet {
 
     /// Adds every port of a range.
     pub fn insert_range(&mut self, range: PortRange) {
-        (range.first..=range.last).for_each(|port| self.insert(port));
+        for (word, bits) in words_of(range) {
+            self.words[word] |= bits;
+        }
     }
 
     /// Takes every port of a range away.
     pub fn remove_range(&mut self, range: PortRange) {
-        (range.first..=range.last).for_each(|port| self.remove(port));
+        for (word, bits) in words_of(range) {
+            self.words[word] &= !bits;
+        }
     }
 
     /// Number of ports in the set.
@@ -158,12 +162,60 @@ impl PortSet {
     #[must_use]
     pub fn ranges(&self) -> Vec<PortRange> {
         let mut ranges: Vec<PortRange> = Vec::new();
-        for port in self.iter() {
-            match ranges.last_mut() {
-                Some(last) if last.last.checked_add(1) == Some(port) => last.last = port,
-                _ => ranges.push(PortRange { first: port, last: port }),
+        for (word, base) in self.words.iter().zip((0u16..=u16::MAX).step_by(64)) {
+            let mut rest = *word;
+            while rest != 0 {
+                // A word has few runs of ones however many ports it stands for.
+                let start = rest.trailing_zeros();
+                let length = (rest >> start).trailing_ones();
+                let first = base + start as u16;
+                let last = first + (length - 1) as u16;
+                match ranges.last_mut() {
+                    Some(before) if before.last.checked_add(1) == Some(first) => before.last = last,
+                    _ => ranges.push(PortRange { first, last }),
+                }
+                rest =
+                    rest.checked_shr(start + length).and_then(|r| r.checked_shl(start + length)).unwrap_or(0);
             }
         }
         ranges
+    }
+}
+
+/// The words that a range has bits in, and which.
+fn words_of(range: PortRange) -> impl Iterator<Item = (usize, u64)> {
+    let (first, last) = (usize::from(range.first), usize::from(range.last));
+    (first >> 6..=last >> 6).map(move |word| {
+        let from = if word == first >> 6 { u64::MAX << (first & 63) } else { u64::MAX };
+        let to = if word == last >> 6 { u64::MAX >> (63 - (last & 63)) } else { u64::MAX };
+        (word, from & to)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn whole_words_are_what_single_ports_are(ranges in proptest::collection::vec((any::<bool>(), any::<u16>(), any::<u16>()), 0..8)) {
+            let (mut by_words, mut by_ports) = (PortSet::default(), PortSet::default());
+            for (insert, a, b) in ranges {
+                let range = PortRange { first: a.min(b), last: a.max(b) };
+                if insert {
+                    by_words.insert_range(range);
+                    (range.first..=range.last).for_each(|port| by_ports.insert(port));
+                } else {
+                    by_words.remove_range(range);
+                    (range.first..=range.last).for_each(|port| by_ports.remove(port));
+                }
+            }
+            prop_assert!(by_words == by_ports);
+            let listed: Vec<u16> = by_words.ranges().iter().flat_map(|r| r.first..=r.last).collect();
+            prop_assert!(listed == by_words.iter().collect::<Vec<_>>());
+            prop_assert!(by_words.ranges().windows(2).all(|w| u32::from(w[0].last) + 1 < u32::from(w[1].first)));
+        }
     }
 }

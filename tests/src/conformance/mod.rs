@@ -12,7 +12,9 @@ mod packets;
 mod plane;
 mod report;
 
+use std::panic::resume_unwind;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 pub use control::{Control, Pace};
 pub use plane::Plane;
@@ -20,7 +22,7 @@ pub use report::{Mismatch, Report, Tally};
 
 use self::judge::Judged;
 use crate::networkpolicy::Cluster;
-use crate::networkpolicy::case::{Assertion, Case, CaseError, Line, read};
+use crate::networkpolicy::case::{Assertion, Case, CaseError, Line, Step, read};
 
 /// Source ports of probes: so many connections has a case room for before one is used again.
 const SOURCE_PORTS: std::ops::Range<u16> = 20_000..60_000;
@@ -48,20 +50,34 @@ impl Way {
     }
 }
 
-/// Plays the cases of a file, those alone whose name contains `filter`.
+/// Plays the cases of a file, those alone whose name contains `filter`, on every CPU.
 ///
 /// # Errors
 /// The file cannot be read, or a line of it is no case.
 pub fn run(file: &Path, filter: &str) -> Result<Report, CaseError> {
-    let mut report = Report::default();
-    for (number, line) in read(file)? {
-        match line {
-            Line::Case(case) if case.id.contains(filter) => play(&case, number, &mut report),
-            Line::Admission(case) if case.id.contains(filter) => admission::judge(&case, number, &mut report),
-            Line::Case(_) | Line::Admission(_) => {}
+    let lines = read(file)?;
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mut reports = Vec::new();
+        while let Some((number, line)) = lines.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let mut report = Report::default();
+            match line {
+                Line::Case(case) if case.id.contains(filter) => play(case, *number, &mut report),
+                Line::Admission(case) if case.id.contains(filter) => {
+                    admission::judge(case, *number, &mut report);
+                }
+                Line::Case(_) | Line::Admission(_) => {}
+            }
+            reports.push(report);
         }
-    }
-    Ok(report)
+        reports
+    };
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let reports = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        workers.into_iter().flat_map(|w| w.join().unwrap_or_else(|e| resume_unwind(e))).collect::<Vec<_>>()
+    });
+    Ok(reports.into_iter().fold(Report::default(), Report::and))
 }
 
 /// What became of one probe over all ways and nodes.
@@ -73,7 +89,7 @@ struct Fate {
 }
 
 fn play(case: &Case, line: usize, report: &mut Report) {
-    let assertions: Vec<&Assertion> = case.steps().flat_map(|step| step.assertions()).collect();
+    let assertions: Vec<&Assertion> = case.steps().flat_map(Step::assertions).collect();
     let mut fates: Vec<Fate> = assertions.iter().map(|_| Fate::default()).collect();
     for node in &case.cluster().nodes {
         for way in Way::ALL {

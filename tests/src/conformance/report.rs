@@ -21,6 +21,11 @@ impl Tally {
     fn add(&mut self, passed: bool) {
         *(if passed { &mut self.passed } else { &mut self.failed }) += 1;
     }
+
+    fn merge(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+    }
 }
 
 /// One thing that did not come out as a case says.
@@ -62,6 +67,22 @@ impl Report {
     #[must_use]
     pub fn ok(&self) -> bool {
         self.probes.failed == 0 && self.mismatches.is_empty()
+    }
+
+    /// This one and another one, the mismatches in order of their lines.
+    #[must_use]
+    pub(super) fn and(mut self, mut other: Self) -> Self {
+        self.cases += other.cases;
+        self.probes.merge(other.probes);
+        for (point, tally) in other.open_points {
+            self.open_points.entry(point).or_default().merge(tally);
+        }
+        self.through_the_engine += other.through_the_engine;
+        self.by_construction += other.by_construction;
+        self.nobodys += other.nobodys;
+        self.mismatches.append(&mut other.mismatches);
+        self.mismatches.sort_by_key(|m| m.line);
+        self
     }
 
     /// Records that a case could not be played to its end.

@@ -37,6 +37,12 @@ impl Pusher {
         took
     }
 
+    /// As [`Pusher::push`], of several lists of changes in their order.
+    #[track_caller]
+    pub fn push_all(&mut self, ops: &[Vec<Value>]) -> Duration {
+        self.push(&Value::Array(ops.concat()))
+    }
+
     /// Sends the changes as one generation; gives the daemon's answer, and how long it took.
     pub fn offer(&mut self, ops: &Value) -> (Value, Duration) {
         self.number += 1;

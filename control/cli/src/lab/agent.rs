@@ -18,8 +18,8 @@ use crate::netns::Netns;
 /// How long the first generation may take.
 const START: Duration = Duration::from_secs(20);
 
-/// The lab's service range: EKS' own where the VPC is not in 10.0.0.0/8's upper part.
-pub(crate) const SERVICE_CIDR: Ipv4Net = Ipv4Net::new_assert(std::net::Ipv4Addr::new(10, 100, 0, 0), 16);
+/// The lab's service range, one of the two that EKS gives a cluster; the lab's VPC is elsewhere.
+const SERVICE_CIDR: Ipv4Net = Ipv4Net::new_assert(std::net::Ipv4Addr::new(10, 100, 0, 0), 16);
 
 /// Writes the inventory and starts the agent in the node's namespace.
 ///
@@ -71,10 +71,48 @@ pub(crate) fn wait(record: &Record, paths: &Paths, progress: &Progress) -> Resul
     }
 }
 
-/// The inventory: the daemon's state with the pods' places and without their names, which the manifests give.
+/// The inventory: the daemon's state without what the manifests say, and the cluster. A pod is a place for any pod.
 fn text(plan: &Topology, options: &Options) -> Result<String> {
-    let state = plan.state(options);
-    let mut text = toml::to_string(&state).context("cannot write the inventory as TOML")?;
-    text.push_str(&format!("\n[cluster]\nservice_cidrs = [\"{SERVICE_CIDR}\"]\n"));
-    Ok(text)
+    let mut table = toml::Table::try_from(plan.state(options)).context("the inventory is no TOML")?;
+    for key in ["policy", "services"] {
+        table.remove(key);
+    }
+    for pod in table.get_mut("pod").and_then(toml::Value::as_array_mut).into_iter().flatten() {
+        if let Some(pod) = pod.as_table_mut() {
+            pod.remove("namespace");
+            pod.remove("name");
+        }
+    }
+    let mut cluster = toml::Table::new();
+    cluster.insert("service_cidrs".into(), vec![SERVICE_CIDR.to_string()].into());
+    table.insert("cluster".into(), cluster.into());
+    toml::to_string(&table).context("cannot write the inventory as TOML")
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        options: Options,
+    }
+
+    #[test]
+    fn the_inventory_has_places_and_no_names() {
+        let Line { options } = Line::parse_from(["lab", "--pods", "6"]);
+        let plan = Topology::plan("lab", &options);
+        let inventory: toml::Table = toml::from_str(&text(&plan, &options).unwrap()).unwrap();
+        let places = inventory["pod"].as_array().unwrap();
+        assert_eq!(places.len(), 6);
+        for (place, pod) in places.iter().zip(&plan.pods) {
+            assert_eq!(place["ip"].as_str(), Some(pod.address.to_string().as_str()));
+            assert!(place.get("name").is_none() && place.get("namespace").is_none());
+        }
+        assert_eq!(inventory["cluster"]["service_cidrs"][0].as_str(), Some("10.100.0.0/16"));
+        assert!(!inventory.contains_key("policy") && !inventory.contains_key("services"));
+    }
 }

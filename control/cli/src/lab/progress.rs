@@ -95,7 +95,7 @@ impl Progress {
     }
 
     /// Prints something while the moving line is out of its way.
-    pub(crate) fn suspended(&self, print: impl FnOnce()) {
+    pub(crate) fn suspended<T>(&self, print: impl FnOnce() -> T) -> T {
         match &self.bar {
             Some(bar) => bar.suspend(print),
             None => print(),

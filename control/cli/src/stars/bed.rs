@@ -125,22 +125,25 @@ impl Bed {
     }
 
     /// Brings exactly these policies into force, one file at a time, and waits until every pod has met them with two
-    /// whole rounds of probes. Gives how long the daemon took to have them.
+    /// whole rounds of probes. Gives how long the daemon took to have what changed a rule; none where nothing did.
     ///
     /// # Errors
     /// A file cannot be written, a star has stopped, or the user interrupted.
-    pub(super) fn bring(&mut self, wanted: Policies, progress: &Progress) -> Result<Duration> {
-        let mut took = Duration::ZERO;
+    pub(super) fn bring(&mut self, wanted: Policies, progress: &Progress) -> Result<Option<Duration>> {
+        let mut took = None;
         let before = self.policies;
         for policy in Policy::ALL.into_iter().filter(|p| wanted.has(*p) != before.has(*p)) {
-            took += self.change(policy, wanted.has(policy))?;
+            if let Some(more) = self.change(policy, wanted.has(policy))? {
+                took = Some(took.unwrap_or_default() + more);
+            }
         }
         self.wait_for_rounds(2, ROUNDS, progress)?;
         Ok(took)
     }
 
-    /// Puts a policy's file into the directory or takes it out; gives how long the daemon took to have it.
-    fn change(&mut self, policy: Policy, wanted: bool) -> Result<Duration> {
+    /// Puts a policy's file into the directory or takes it out; gives how long the daemon took to have it, where it is
+    /// anything new: a default deny after a policy that isolates the same pods is not.
+    fn change(&mut self, policy: Policy, wanted: bool) -> Result<Option<Duration>> {
         let before = self.generation()?;
         let (name, text) = bundle::policy(policy);
         let path = self.manifests.join(name);
@@ -154,10 +157,13 @@ impl Bed {
         }
         .with_context(|| format!("cannot change {}", path.display()))?;
         self.policies = if wanted { self.policies.with(policy) } else { self.policies.without(policy) };
-        while self.generation()? == before && begun.elapsed() < GENERATION {
+        while begun.elapsed() < GENERATION {
+            if self.generation()? != before {
+                return Ok(Some(begun.elapsed()));
+            }
             std::thread::sleep(Duration::from_millis(2));
         }
-        Ok(begun.elapsed())
+        Ok(None)
     }
 
     /// Number of the generation in force.
@@ -214,14 +220,30 @@ impl Bed {
         }
     }
 
+    /// How often each reason for a drop has held.
+    ///
+    /// # Errors
+    /// The daemon does not answer.
+    pub(super) fn drops(&self) -> Result<BTreeMap<String, u64>> {
+        match self.ask(&Query::Stats)? {
+            Answer::Stats(stats) => Ok(stats.drops),
+            _ => bail!("the daemon answered another question"),
+        }
+    }
+
     /// The pods that the daemon has, which are those that the agent gave it.
     fn pods(&self) -> Result<Vec<PodStatus>> {
-        let socket = self.paths.run().join(SOCKET);
-        let mut client = Client::connect(&socket, "sluice lab stars", Duration::from_secs(2))?;
-        match client.ask(&Query::Pods)? {
+        match self.ask(&Query::Pods)? {
             Answer::Pods(pods) => Ok(pods),
-            Answer::Refused(reason) => bail!("the daemon refuses to list its pods: {reason}"),
             _ => bail!("the daemon answered another question"),
+        }
+    }
+
+    fn ask(&self, query: &Query) -> Result<Answer> {
+        let socket = self.paths.run().join(SOCKET);
+        match Client::connect(&socket, "sluice lab stars", Duration::from_secs(2))?.ask(query)? {
+            Answer::Refused(reason) => bail!("the daemon refuses: {reason}"),
+            answer => Ok(answer),
         }
     }
 

@@ -148,13 +148,14 @@ impl Who {
         }
     }
 
-    /// The port on which it answers.
+    /// The port on which it answers; the last two are asked by nobody.
     pub(super) const fn port(self) -> u16 {
         match self {
             Self::ManagementUi => 9001,
             Self::Frontend => 80,
             Self::Backend => 6379,
-            Self::Client | Self::Visitor | Self::Node | Self::Browser => 9000,
+            Self::Client | Self::Visitor => 9000,
+            Self::Node | Self::Browser => 0,
         }
     }
 
@@ -199,8 +200,11 @@ mod tests {
     use super::*;
     use Who::{Backend, Browser, Client, Frontend, ManagementUi, Node, Visitor};
 
-    /// The demo's table: who reaches whom at S0, S1, S2, S3, S4.
-    const TABLE: &[(&[(Who, Who)], [bool; 5])] = &[
+    /// Pairs, and whether the first reaches the second at S0, S1, S2, S3, S4.
+    type Row = (&'static [(Who, Who)], [bool; 5]);
+
+    /// The demo's table.
+    const TABLE: &[Row] = &[
         (
             &[(ManagementUi, Frontend), (ManagementUi, Backend), (ManagementUi, Client)],
             [true, false, true, true, true],

@@ -1,5 +1,6 @@
 //! The play: S0 to S4 and back, what must hold besides, and the same policies in another order.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -9,7 +10,7 @@ use super::ask::{Outcome, Talk};
 use super::bed::Bed;
 use super::expect::{Policies, Policy, Who};
 use super::observe::{Cell, matrix, observe};
-use crate::lab::Progress;
+use crate::lab::{Progress, source_check_drops};
 use crate::netns::Netns;
 
 /// A step of the play.
@@ -32,8 +33,9 @@ enum TalkAct {
 pub(super) struct Step {
     name: &'static str,
     policies: Policies,
-    /// Milliseconds from the change of a file to the daemon having the generation; the sum over all files of the step.
-    pub(super) in_force_ms: u128,
+    /// Milliseconds from the change of a file to the daemon having the generation; the sum over all files of the step,
+    /// none where the step changes no rule.
+    in_force_ms: Option<u128>,
     pub(super) cells: Vec<Cell>,
 }
 
@@ -119,12 +121,18 @@ pub(super) fn play(
             show(&line(&check));
             report.checks.push(check);
         }
-        let step = Step { name: act.name, policies: act.policies, in_force_ms: in_force.as_millis(), cells };
+        let step = Step {
+            name: act.name,
+            policies: act.policies,
+            in_force_ms: in_force.map(|t| t.as_millis()),
+            cells,
+        };
         report.steps.push(step);
     }
-    let check = same_end(&report.steps);
-    show(&line(&check));
-    report.checks.push(check);
+    for check in [same_end(&report.steps), named(&bed.drops()?), sources(bed)?] {
+        show(&line(&check));
+        report.checks.push(check);
+    }
     report.count();
     Ok(report)
 }
@@ -174,13 +182,32 @@ fn same_end(steps: &[Step]) -> Check {
     }
 }
 
-fn text(act: &Act, cells: &[Cell], in_force: Duration, took: Duration) -> String {
+/// What was denied has the policy's name among the reasons for drops, not another one that silence would look like, too.
+fn named(drops: &BTreeMap<String, u64>) -> Check {
+    let denied = drops.get("policy_ingress").copied().unwrap_or_default();
+    Check {
+        name: "what was denied is counted".into(),
+        ok: denied > 0,
+        note: format!("policy_ingress {denied}"),
+    }
+}
+
+/// Nothing left the node with a source that its ENI does not own.
+fn sources(bed: &Bed) -> Result<Check> {
+    let dropped: u64 = source_check_drops(&bed.record().topology)?.values().sum();
+    Ok(Check { name: "EC2's source check".into(), ok: dropped == 0, note: format!("dropped {dropped}") })
+}
+
+fn text(act: &Act, cells: &[Cell], in_force: Option<Duration>, took: Duration) -> String {
+    let in_force = in_force.map_or_else(
+        || "it changes no rule".to_owned(),
+        |t| format!("the daemon had it after {} ms", t.as_millis()),
+    );
     let failed = cells.iter().filter(|cell| !cell.ok).count();
     format!(
-        "\n{}  (in force: {}; the daemon had it after {} ms, seen after {:.1} s)\n{}\n{} passed, {failed} failed",
+        "\n{}  (in force: {}; {in_force}, seen after {:.1} s)\n{}\n{} passed, {failed} failed",
         act.name,
         act.policies,
-        in_force.as_millis(),
         took.as_secs_f64(),
         matrix(cells),
         cells.len() - failed,
@@ -212,7 +239,7 @@ mod tests {
         let step = |result| Step {
             name: "S4",
             policies: Policies::step(4),
-            in_force_ms: 1,
+            in_force_ms: Some(1),
             cells: vec![Cell {
                 from: Who::Client,
                 to: Who::Frontend,

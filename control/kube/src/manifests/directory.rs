@@ -8,6 +8,7 @@ use std::sync::Arc;
 use sluice_policy::Change;
 
 use super::cluster::Cluster;
+use super::decode::Key;
 use super::files::Files;
 use super::finding::{Finding, Severity};
 use super::placement::{Allocations, Placement};
@@ -92,6 +93,12 @@ impl Directory {
     #[must_use]
     pub fn tenants(&self) -> BTreeMap<Ipv4Addr, &(Arc<str>, Arc<str>)> {
         self.cluster.tenants()
+    }
+
+    /// The file and the line of an object that is in force.
+    #[must_use]
+    pub fn place(&self, key: &Key) -> Option<(Arc<Path>, usize)> {
+        self.files.place(key)
     }
 
     /// What was chosen so far, to be given to the next [`Directory::new`].

@@ -142,7 +142,7 @@ impl World {
         match end {
             End::Pod { namespace, name } => {
                 let id = self.namespaces.get(namespace).and_then(|n| n.pods.get(name));
-                if let Some(entry) = id.and_then(|id| self.pods.get(id)) {
+                if let Some(entry) = id.and_then(|id| self.pods.get(*id)) {
                     return self.party_of_pod(entry, notes);
                 }
                 notes.push(format!("there is no pod {namespace}/{name}"));
@@ -157,7 +157,7 @@ impl World {
                 None
             }
             End::Address(address) => {
-                if let Some(entry) = self.owner(*address).and_then(|id| self.pods.get(&id)) {
+                if let Some(entry) = self.owner(*address).and_then(|id| self.pods.get(id)) {
                     return self.party_of_pod(entry, notes);
                 }
                 let node = self.nodes.values().find(|node| node.addresses.contains(address));

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::hash::Hash;
 use std::sync::Arc;
 
-use hashbrown::HashSet;
+use hashbrown::{HashMap, HashSet};
 use sluice_state::Protocol;
 
 use crate::{ContainerPort, Labels};
@@ -17,7 +17,8 @@ pub(super) type NamedPort = (Arc<str>, Protocol, u16);
 pub(super) struct Interner {
     texts: Pool<str>,
     labels: Pool<BTreeMap<Arc<str>, Arc<str>>>,
-    ports: Pool<[ContainerPort]>,
+    /// The ports of containers, and those of them that have names.
+    ports: HashMap<Arc<[ContainerPort]>, Arc<[NamedPort]>, foldhash::fast::RandomState>,
     named: Pool<[NamedPort]>,
 }
 
@@ -35,7 +36,14 @@ impl Interner {
     }
 
     pub(super) fn ports(&mut self, ports: &Arc<[ContainerPort]>) -> (Arc<[ContainerPort]>, Arc<[NamedPort]>) {
-        let ports = self.ports.keep(ports);
+        if let Some((ports, named)) = self.ports.get_key_value(ports) {
+            return (ports.clone(), named.clone());
+        }
+        let crowded = self.ports.len() > 1024 && self.ports.len() == self.ports.capacity();
+        if crowded {
+            self.ports.retain(|ports, _| Arc::strong_count(ports) > 1);
+        }
+        let ports = ports.clone();
         let named = ports.iter().filter_map(|p| {
             let name = p.name.as_ref()?;
             Some((name.clone(), p.protocol, p.port))
@@ -43,7 +51,9 @@ impl Interner {
         let mut named: Vec<NamedPort> = named.collect();
         named.sort_unstable();
         named.dedup();
-        (ports, self.named.keep(&named.into()))
+        let named = self.named.keep(&named.into());
+        self.ports.insert(ports.clone(), named.clone());
+        (ports, named)
     }
 }
 

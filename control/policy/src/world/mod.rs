@@ -23,6 +23,7 @@ mod peers;
 mod pods;
 mod rules;
 mod services;
+mod slab;
 #[cfg(test)]
 mod tests;
 mod update;
@@ -31,8 +32,10 @@ use classes::Classes;
 pub use explain::{Decision, End, Half, Probe};
 use intern::{Interner, NamedPort};
 use peers::Peers;
+use pods::Takers;
 use rules::{PolicyEntry, RulesTable};
 use services::ServiceTable;
+use slab::Slab;
 pub use update::{Finding, Update};
 
 type Hashing = foldhash::fast::RandomState;
@@ -81,10 +84,10 @@ pub struct World {
     interner: Interner,
     namespaces: HashMap<Arc<str>, NamespaceEntry, Hashing>,
     nodes: HashMap<Arc<str>, Node, Hashing>,
-    pods: HashMap<u32, PodEntry, Hashing>,
+    pods: Slab<PodEntry>,
     pod_numbers: Numbers,
     /// The pods that have an address: more than one while the cluster has not made up its mind.
-    takers: HashMap<Ipv4Addr, Vec<u32>, Hashing>,
+    takers: HashMap<Ipv4Addr, Takers, Hashing>,
     classes: Classes,
     peers: Peers,
     policies: HashMap<u32, PolicyEntry, Hashing>,
@@ -130,7 +133,7 @@ struct PodEntry {
 /// What may be different for the engine.
 #[derive(Debug, Default)]
 struct Marks {
-    /// Addresses whose owner or its class changed.
+    /// Addresses whose owner or its class changed. Before the first update all are meant, and none is noted.
     addresses: HashSet<Ipv4Addr, Hashing>,
     /// Addresses of local pods whose policies may be others.
     subjects: HashSet<Ipv4Addr, Hashing>,
@@ -147,7 +150,7 @@ impl World {
             interner: Interner::default(),
             namespaces: HashMap::default(),
             nodes: HashMap::default(),
-            pods: HashMap::default(),
+            pods: Slab::default(),
             pod_numbers: Numbers::default(),
             takers: HashMap::default(),
             classes: Classes::default(),
@@ -266,7 +269,7 @@ impl World {
     fn mark_subjects(&mut self, policy: u32) {
         let Some(policy) = self.policies.get(&policy) else { return };
         let Some(entry) = self.namespaces.get(&policy.spec.namespace) else { return };
-        for pod in entry.local.iter().filter_map(|id| self.pods.get(id)) {
+        for pod in entry.local.iter().filter_map(|id| self.pods.get(*id)) {
             if policy.spec.subject.matches(&pod.pod.labels) {
                 self.marks.subjects.extend(pod.pod.address());
             }
@@ -283,7 +286,7 @@ impl World {
     #[cfg(test)]
     fn is_empty(&self) -> bool {
         self.namespaces.is_empty()
-            && self.pods.is_empty()
+            && self.pods.iter().next().is_none()
             && self.takers.is_empty()
             && self.policies.is_empty()
             && self.ports.is_empty()

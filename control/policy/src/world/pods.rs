@@ -9,6 +9,36 @@ use super::{PodEntry, World};
 use crate::spec::PortName;
 use crate::{Phase, Pod};
 
+/// The pods that have one address, nearly always one.
+#[derive(Debug)]
+pub(super) struct Takers {
+    first: u32,
+    more: Vec<u32>,
+}
+
+impl Takers {
+    fn new(first: u32) -> Self {
+        Self { first, more: Vec::new() }
+    }
+
+    /// Removes a pod; true if it was the last one.
+    fn leave(&mut self, id: u32) -> bool {
+        if self.first != id {
+            self.more.retain(|other| *other != id);
+            return false;
+        }
+        match self.more.pop() {
+            Some(other) => self.first = other,
+            None => return true,
+        }
+        false
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = u32> {
+        std::iter::once(self.first).chain(self.more.iter().copied())
+    }
+}
+
 impl World {
     pub(super) fn upsert_pod(&mut self, pod: Pod) {
         let (ports, named) = self.interner.ports(&pod.ports);
@@ -20,7 +50,7 @@ impl World {
             ..pod
         };
         let known = self.namespaces.get(&pod.namespace).and_then(|n| n.pods.get(&pod.name).copied());
-        if known.and_then(|id| self.pods.get(&id)).is_some_and(|old| old.pod == pod) {
+        if known.and_then(|id| self.pods.get(id)).is_some_and(|old| old.pod == pod) {
             return;
         }
         if let Some(id) = known {
@@ -37,8 +67,8 @@ impl World {
                 entry.local.insert(id);
                 self.marks.subjects.insert(address);
             }
-            self.takers.entry(address).or_default().push(id);
-            self.marks.addresses.insert(address);
+            self.takers.entry(address).and_modify(|takers| takers.more.push(id)).or_insert(Takers::new(id));
+            self.mark_address(address);
         }
         self.mark_host_ports(&pod);
         self.pods.insert(id, PodEntry { pod, named, class: None });
@@ -49,9 +79,15 @@ impl World {
         let Some(entry) = self.namespaces.get_mut(namespace) else { return };
         let Some(id) = entry.pods.remove(name) else { return };
         self.take_out(id);
-        self.pods.remove(&id);
+        self.pods.remove(id);
         self.pod_numbers.give(id);
         self.forget_namespace(namespace);
+    }
+
+    fn mark_address(&mut self, address: Ipv4Addr) {
+        if self.told {
+            self.marks.addresses.insert(address);
+        }
     }
 
     /// The pod is of this node.
@@ -62,17 +98,14 @@ impl World {
     /// Removes a pod from everything that is about its address.
     fn take_out(&mut self, id: u32) {
         self.declassify(id);
-        let Some(entry) = self.pods.get(&id) else { return };
+        let Some(entry) = self.pods.get(id) else { return };
         let pod = entry.pod.clone();
         self.mark_host_ports(&pod);
         let Some(address) = pod.address() else { return };
-        if let Some(takers) = self.takers.get_mut(&address) {
-            takers.retain(|other| *other != id);
-            if takers.is_empty() {
-                self.takers.remove(&address);
-            }
+        if self.takers.get_mut(&address).is_some_and(|takers| takers.leave(id)) {
+            self.takers.remove(&address);
         }
-        self.marks.addresses.insert(address);
+        self.mark_address(address);
         if let Some(namespace) = self.namespaces.get_mut(&pod.namespace)
             && namespace.local.remove(&id)
         {
@@ -82,7 +115,7 @@ impl World {
 
     /// Puts a pod into its class, and its class among those of its namespace.
     pub(super) fn classify(&mut self, id: u32) {
-        let Some(entry) = self.pods.get_mut(&id) else { return };
+        let Some(entry) = self.pods.get_mut(id) else { return };
         let Some(address) = entry.pod.address() else { return };
         let traits = Traits {
             namespace: entry.pod.namespace.clone(),
@@ -109,11 +142,11 @@ impl World {
     }
 
     pub(super) fn declassify(&mut self, id: u32) {
-        let Some((class, place)) = self.pods.get_mut(&id).and_then(|entry| entry.class.take()) else {
+        let Some((class, place)) = self.pods.get_mut(id).and_then(|entry| entry.class.take()) else {
             return;
         };
         let (moved, gone) = self.classes.leave(class, place);
-        if let Some(moved) = moved.and_then(|pod| self.pods.get_mut(&pod)) {
+        if let Some(moved) = moved.and_then(|pod| self.pods.get_mut(pod)) {
             moved.class = Some((class, place));
         }
         let Some(gone) = gone else { return };
@@ -139,7 +172,10 @@ impl World {
 
     /// The pod that an address stands for: the newest running one.
     pub(super) fn owner(&self, address: Ipv4Addr) -> Option<u32> {
-        self.newest(address, |_| true)
+        match self.takers.get(&address)? {
+            Takers { first, more } if more.is_empty() => Some(*first),
+            Takers { .. } => self.newest(address, |_| true),
+        }
     }
 
     /// The pod of this node that an address isolates. Where another node claims the address, too, ours stays isolated.
@@ -149,7 +185,7 @@ impl World {
 
     fn newest(&self, address: Ipv4Addr, wanted: impl Fn(&Pod) -> bool) -> Option<u32> {
         let takers = self.takers.get(&address)?;
-        let takers = takers.iter().filter_map(|id| Some((*id, &self.pods.get(id)?.pod)));
+        let takers = takers.iter().filter_map(|id| Some((id, &self.pods.get(id)?.pod)));
         let rank = |pod: &Pod| (pod.phase == Phase::Running, pod.created, !pod.terminating);
         let best = takers
             .filter(|(_, pod)| wanted(pod))

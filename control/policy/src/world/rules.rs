@@ -194,7 +194,7 @@ impl RulesTable {
 impl World {
     /// Compiles what isolates the pod with this address. The caller releases the rules that it had.
     pub(super) fn isolate(&mut self, address: Ipv4Addr) -> Option<PodPolicy> {
-        let entry = self.local_owner(address).and_then(|id| self.pods.get(&id))?;
+        let entry = self.local_owner(address).and_then(|id| self.pods.get(id))?;
         let namespace = self.namespaces.get(&entry.pod.namespace)?;
         let selecting: Vec<u32> = namespace
             .policies

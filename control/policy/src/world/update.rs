@@ -105,10 +105,10 @@ impl World {
         let changed = self.peers.changed();
         if changed.iter().any(|term| matches!(term.who, Who::Block { .. })) {
             let named = self.pods.iter().filter(|(_, entry)| !entry.named.is_empty());
-            for id in named.map(|(id, _)| *id).collect::<Vec<_>>() {
+            for id in named.map(|(id, _)| id).collect::<Vec<_>>() {
                 self.declassify(id);
                 self.classify(id);
-                let address = self.pods.get(&id).and_then(|entry| entry.pod.address());
+                let address = self.pods.get(id).and_then(|entry| entry.pod.address());
                 self.marks.addresses.extend(address);
             }
         }
@@ -129,8 +129,12 @@ impl World {
             };
             peers.matching(&candidate, &traits.by_address)
         };
+        let all_are_meant = !self.told;
         classes.settle(selectors, |class| {
-            let members = class.members.iter().filter_map(|id| pods.get(id));
+            if all_are_meant {
+                return;
+            }
+            let members = class.members.iter().filter_map(|id| pods.get(*id));
             marks.addresses.extend(members.filter_map(|entry| entry.pod.address()));
         });
     }
@@ -157,12 +161,17 @@ impl World {
     }
 
     fn settle_addresses(&mut self, findings: &mut Vec<Finding>) -> Vec<Op> {
-        let mut addresses: Vec<Ipv4Addr> = std::mem::take(&mut self.marks.addresses).into_iter().collect();
+        let marked = std::mem::take(&mut self.marks.addresses).into_iter();
+        let mut addresses: Vec<Ipv4Addr> =
+            if self.told { marked.collect() } else { self.takers.keys().copied().collect() };
+        if !self.told {
+            self.assigned.reserve(addresses.len());
+        }
         addresses.sort_unstable();
         let (mut given, mut gone) = (Vec::new(), Vec::new());
         for address in addresses {
             self.look_for_rivals(address, findings);
-            let class = self.owner(address).and_then(|id| self.pods.get(&id)?.class);
+            let class = self.owner(address).and_then(|id| self.pods.get(id)?.class);
             let identity = class.and_then(|(class, _)| self.classes.identity(class));
             match identity {
                 Some(identity) => {
@@ -206,11 +215,13 @@ impl World {
 
     /// Two live pods with one address.
     fn look_for_rivals(&self, address: Ipv4Addr, findings: &mut Vec<Finding>) {
-        let Some(takers) = self.takers.get(&address).filter(|takers| takers.len() > 1) else { return };
-        let name = |id: u32| self.pods.get(&id).map(|e| (e.pod.namespace.clone(), e.pod.name.clone()));
+        let Some(takers) = self.takers.get(&address).filter(|takers| takers.iter().nth(1).is_some()) else {
+            return;
+        };
+        let name = |id: u32| self.pods.get(id).map(|e| (e.pod.namespace.clone(), e.pod.name.clone()));
         let Some(owner) = self.owner(address) else { return };
         let Some((namespace, winner)) = name(owner) else { return };
-        for (ns, pod) in takers.iter().filter(|id| **id != owner).filter_map(|id| name(*id)) {
+        for (ns, pod) in takers.iter().filter(|id| *id != owner).filter_map(name) {
             findings.push(Finding {
                 object: ObjectId { kind: Kind::Pod, namespace: ns, name: pod },
                 reason: format!(

@@ -9,7 +9,7 @@ use std::sync::{Arc, LazyLock};
 
 use sluice_engine::flow::FlowTable;
 use sluice_engine::snapshot::{HostFacts, HostLink, Neighbour, Snapshot};
-use sluice_engine::testing::{FrameBuilder, echo_reply, echo_request, icmp_error, raw, tcp, udp};
+use sluice_engine::testing::{FrameBuilder, echo_reply, echo_request, icmp_error, raw, sctp, tcp, udp};
 use sluice_engine::trace::NoTrace;
 use sluice_engine::worker::{Setup, Worker};
 use sluice_engine::{GsoKind, Ingress, Offload, Packet, Verdict};
@@ -28,6 +28,29 @@ pod = [
 ]
 [nat]
 vpc_cidrs = ["10.0.0.0/16"]
+[services]
+cidrs = ["10.96.0.0/16"]
+[[services.service]]
+name = "d/tcp"
+protocol = "TCP"
+affinity = 30
+frontend = [{ address = "10.96.0.10", port = 53 }, { port = 1024, over_local = true }]
+endpoint = [
+    { ip = "10.0.1.10", port = 53 },
+    { ip = "10.0.2.20", port = 1024 },
+    { ip = "10.0.9.5", port = 53 },
+    { ip = "203.0.113.9", port = 53 },
+]
+[[services.service]]
+name = "d/udp"
+protocol = "UDP"
+frontend = [{ address = "10.96.0.10", port = 53 }]
+endpoint = [{ ip = "10.0.1.11", port = 53 }, { ip = "10.0.77.7", port = 1025 }]
+[[services.service]]
+name = "d/sctp"
+protocol = "SCTP"
+frontend = [{ address = "10.96.0.10", port = 53 }]
+endpoint = [{ ip = "10.0.1.11", port = 1025 }]
 "#;
 
 const WORKERS: u16 = 2;
@@ -43,13 +66,24 @@ const INGRESSES: [Ingress; 9] = [
     Ingress::Pod(77),
 ];
 
-/// The same node: whole, with an unknown next hop and a small ENI, with pod A on another interface and random ports.
-static SNAPSHOTS: LazyLock<[Snapshot; 3]> = LazyLock::new(|| [0, 1, 2].map(snapshot));
+/// The same node: whole, with an unknown next hop and a small ENI, with pod A on another interface, random ports and
+/// services that have lost an endpoint.
+static SNAPSHOTS: LazyLock<[Snapshot; 3]> = LazyLock::new(|| {
+    let first = snapshot(0, None);
+    let second = snapshot(1, Some(&first));
+    let third = snapshot(2, Some(&second));
+    [first, second, third]
+});
 
-fn snapshot(number: u64) -> Snapshot {
+fn snapshot(number: u64, previous: Option<&Snapshot>) -> Snapshot {
     let mut state = State::from_toml(STATE).expect("the state is right");
     if number < 2 {
         state.nat.randomize = sluice_state::RandomizeSnat::None;
+    }
+    if number == 2 {
+        for service in &mut state.services.services {
+            Arc::make_mut(service).endpoints.remove(0);
+        }
     }
     let link = |name: &str, ifindex: u32, mtu| HostLink {
         name: name.into(),
@@ -78,7 +112,7 @@ fn snapshot(number: u64) -> Snapshot {
         udp: set.clone(),
         icmp: set,
     };
-    Snapshot::compile(&state, &host, number + 1).expect("the state fits the host").0
+    Snapshot::compile_after(&state, &host, number + 1, previous).expect("the state fits the host").0
 }
 
 struct Node {
@@ -139,7 +173,8 @@ impl Node {
     fn reply(&self) -> Option<(Ingress, Vec<u8>)> {
         let (verdict, frame) = self.last.as_ref()?;
         let ingress = match *verdict {
-            Verdict::Pod { ifindex } | Verdict::KernelPod { ifindex } => Ingress::Pod(ifindex),
+            Verdict::Pod { ifindex } => Ingress::Pod(ifindex),
+            Verdict::KernelPod { ifindex } => Ingress::FromNode(ifindex),
             Verdict::Eni { ifindex } => Ingress::Eni(ifindex),
             Verdict::KernelEni { ifindex } => Ingress::Host(ifindex),
             Verdict::Drop(_) | Verdict::Handoff { .. } => return None,
@@ -184,7 +219,7 @@ fn built(shape: [u8; 4]) -> FrameBuilder {
         "10.0.2.20",
         "10.0.9.5",
         "203.0.113.9",
-        "198.51.100.7",
+        "10.96.0.10",
         "10.0.77.7",
         "10.0.10.5",
     ];
@@ -200,6 +235,7 @@ fn built(shape: [u8; 4]) -> FrameBuilder {
         4 => echo_request(src, dst, sport, 1),
         5 => echo_reply(src, dst, sport, 1),
         6 => icmp_error([3, 11, 5, 12][usize::from(more & 3)], 4, src, dst, &udp(&to, &from).build()),
+        _ if more & 1 == 0 => sctp(&from, &to, more >> 4).payload(&payload),
         _ => raw(src, dst, more).payload(&payload),
     };
     match kind >> 3 {
@@ -223,7 +259,7 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
             (0, [ingress, len, tail @ ..]) => {
                 let (bytes, tail) = tail.split_at(usize::from(*len).min(tail.len()));
                 rest = tail;
-                node.put(at, INGRESSES[usize::from(ingress & 7)], bytes.to_vec(), Offload::default());
+                node.put(at, INGRESSES[usize::from(ingress & 15) % INGRESSES.len()], bytes.to_vec(), Offload::default());
             }
             (1 | 2, [ingress, a, b, c, d, tail @ ..]) => {
                 rest = tail;
@@ -247,7 +283,7 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
                         *byte = *value;
                     }
                 }
-                node.put(at, INGRESSES[usize::from(ingress & 7)], frame, offload);
+                node.put(at, INGRESSES[usize::from(ingress & 15) % INGRESSES.len()], frame, offload);
             }
             (3, _) => {
                 if let Some((ingress, frame)) = node.reply() {

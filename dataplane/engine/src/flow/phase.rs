@@ -31,11 +31,14 @@ pub enum Phase {
     Icmp,
     /// A protocol without ports.
     Other,
+    /// A connection that policy allowed once and forbids now. It stays for as long as its ends may try again: forgotten, its
+    /// next segment would look like one of a connection from before the daemon began, which nobody can tell the opener of.
+    Revoked,
 }
 
 impl Phase {
     /// Every phase, in the order of its number.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::SynSent,
         Self::SynSent2,
         Self::SynReceived,
@@ -49,6 +52,7 @@ impl Phase {
         Self::UdpTwoWay,
         Self::Icmp,
         Self::Other,
+        Self::Revoked,
     ];
 
     /// Its name, as nf_conntrack prints it where it has the state.
@@ -68,6 +72,7 @@ impl Phase {
             Self::UdpTwoWay => "UDP_TWO_WAY",
             Self::Icmp => "ICMP",
             Self::Other => "OTHER",
+            Self::Revoked => "REVOKED",
         }
     }
 }
@@ -187,6 +192,7 @@ impl State {
             | Phase::SynReceived
             | Phase::TimeWait
             | Phase::Close
+            | Phase::Revoked
             | Phase::UdpOneWay => true,
             Phase::Icmp | Phase::Other => !self.is(REPLIED),
             _ => false,

@@ -301,6 +301,18 @@ impl FlowTable {
         meter.count(bytes);
     }
 
+    /// Makes a flow one that is remembered only so that it is refused, and notes that an end of it tried again at `now`.
+    #[cold]
+    pub fn revoke(&self, id: FlowId, dir: Dir, now: u64) {
+        let slot = self.slot(id.0);
+        let mut state = slot.load_state();
+        while state.is_live() && state.phase() != Phase::Revoked {
+            slot.move_state(state, state.without_flags().with_phase(Phase::Revoked));
+            state = slot.load_state();
+        }
+        slot.meter(dir).last_seen.store(now, Ordering::Relaxed);
+    }
+
     /// Moves the state of a flow that is not TCP for a packet of `dir`.
     #[inline]
     pub fn datagram(&self, id: FlowId, dir: Dir) {

@@ -1,8 +1,11 @@
 //! Timeouts by phase, in nanoseconds, so that a lookup pays one load and one comparison for an exact expiry.
 
-use sluice_state::Timeouts;
+use sluice_state::{Seconds, Timeouts};
 
 use super::phase::Phase;
+
+/// Longer than a TCP ever waits between two tries (Linux: `TCP_RTO_MAX`, 120 s).
+const REVOKED: Seconds = Seconds(300);
 
 /// Timeouts resolved from a preset and its exceptions.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,6 +74,7 @@ impl From<&Timeouts> for TimeoutsNs {
             Phase::UdpTwoWay => timeouts.udp_two_way(),
             Phase::Icmp => timeouts.icmp(),
             Phase::Other => timeouts.other(),
+            Phase::Revoked => REVOKED,
         };
         Self {
             by_phase: Phase::ALL.map(|phase| seconds(phase).nanos()),

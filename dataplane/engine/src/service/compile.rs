@@ -108,7 +108,10 @@ impl Change<'_> {
 
 fn keys(service: &Wanted) -> impl Iterator<Item = u64> {
     let protocol = service.protocol.number();
-    service.frontends.iter().map(move |f| place_key(f.address.map(|a| a.to_bits()), f.port, protocol))
+    service
+        .frontends
+        .iter()
+        .map(move |f| place_key(f.address.map(std::net::Ipv4Addr::to_bits), f.port, protocol))
 }
 
 fn nets(cidrs: &[Ipv4Net]) -> Vec<(u32, u32)> {

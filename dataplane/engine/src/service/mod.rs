@@ -148,10 +148,8 @@ impl Service {
         random: &mut Random,
         affinity: &Affinity,
     ) -> Option<Choice> {
-        let mut by_chance = || {
-            let rank = u64::from(random.next_u32()) * self.endpoints.len() as u64 >> 32;
-            self.endpoints.get(rank as usize).copied()
-        };
+        let mut by_chance =
+            || self.endpoints.get(random.below(self.endpoints.len() as u32) as usize).copied();
         let Some(seconds) = self.affinity else {
             return by_chance().map(|backend| Choice { backend, keep: None });
         };

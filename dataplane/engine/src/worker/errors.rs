@@ -4,6 +4,7 @@
 use super::forward::send;
 use super::target::Target;
 use super::{End, Matched, Moment, Worker, ttl_of};
+use crate::flow::Phase;
 use crate::frame::{Frame, Ingress, Packet};
 use crate::snapshot::Snapshot;
 use crate::verdict::{Drop, Verdict};
@@ -37,6 +38,9 @@ impl<F: Frame> Worker<F> {
         };
         let matched = Some(Matched { id, dir, opened: false });
         let flow = self.table.flow(id);
+        if flow.phase() == Phase::Revoked {
+            return End::Done(Verdict::Drop(Drop::Revoked), matched);
+        }
         let rewrite = flow.rewrite(dir);
         // A redirect is about routes of one side of the translation (nf_nat drops it, too).
         let translated = flow.original() != flow.translated();

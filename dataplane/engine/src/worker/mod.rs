@@ -18,6 +18,7 @@ mod finish;
 mod forward;
 mod fragments;
 mod open;
+mod recheck;
 mod serve;
 mod target;
 mod waiting;
@@ -26,10 +27,11 @@ use std::sync::Arc;
 
 use self::finish::IcmpBudget;
 use self::fragments::{Fragment, Piece};
+use self::recheck::Recheck;
 use self::target::{Target, ttl_between};
 use self::waiting::WaitingRoom;
 use crate::counters::{Counters, Event};
-use crate::flow::{Aged, Dir, Flow, FlowId, FlowTable, Local, Origin, TableError, TcpSegment, TcpVerdict};
+use crate::flow::{Aged, Dir, Flow, FlowId, FlowTable, Local, TableError, TcpSegment, TcpVerdict};
 use crate::frag::{self, FragTable, FragmentIds};
 use crate::frame::{Frame, Ingress, Offload, Packet};
 use crate::nat::PortChooser;
@@ -128,17 +130,6 @@ struct Matched {
     id: FlowId,
     dir: Dir,
     opened: bool,
-}
-
-/// What became of a flow that was judged before something changed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Recheck {
-    /// It goes on.
-    Stays,
-    /// Policy forbids it now; it is gone.
-    Revoked,
-    /// It would go elsewhere now.
-    Moved,
 }
 
 /// How a packet's way through the worker ends.
@@ -355,7 +346,7 @@ impl<F: Frame> Worker<F> {
             return self.misplaced(moment, packet, parsed, matched);
         }
         if flow.policy_generation() != moment.snapshot.policy.generation() {
-            match self.recheck(moment, matched) {
+            match self.recheck(moment, matched, parsed) {
                 Recheck::Stays => {}
                 Recheck::Revoked => return End::Done(Verdict::Drop(Drop::Revoked), Some(matched)),
                 Recheck::Moved => return self.orphaned(moment, packet, parsed, matched),
@@ -413,30 +404,6 @@ impl<F: Frame> Worker<F> {
             TcpVerdict::Unsolicited => return false,
         }
         true
-    }
-
-    /// Asks services and policy again.
-    #[cold]
-    fn recheck(&mut self, moment: Moment<'_>, matched: Matched) -> Recheck {
-        let Moment { snapshot, .. } = moment;
-        let flow = self.table.flow(matched.id);
-        self.counters.add(Event::FlowsRechecked, 1);
-        let (original, translated) = (flow.original(), flow.translated());
-        let holds = flow.origin() != Origin::Pod || serve::still_holds(snapshot, &original, &translated);
-        if !holds && matched.dir == Dir::Forward {
-            return Recheck::Moved;
-        }
-        let judged = open::judged(&original, &translated);
-        if !snapshot.policy.rechecks() || snapshot.judge(&judged, flow.origin()).is_ok() {
-            // What an endpoint that is gone still answers is not lost; the client's next packet goes to another one.
-            if holds {
-                flow.set_policy_generation(snapshot.policy.generation());
-            }
-            return Recheck::Stays;
-        }
-        self.local.remove(&self.table, matched.id);
-        self.counters.add(Event::FlowsRevoked, 1);
-        Recheck::Revoked
     }
 
     /// A packet that matches a flow but came from where the flow does not come from.

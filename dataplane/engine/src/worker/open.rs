@@ -9,7 +9,7 @@ use crate::counters::Event;
 use crate::flow::{Dir, FlowKey, FlowTable, InsertError, Local, NewFlow, Origin, Start};
 use crate::frame::{Frame, Ingress, Packet};
 use crate::nat::Attempt;
-use crate::service::{Backend, Client, Place, second};
+use crate::service::{Backend, Client, second};
 use crate::snapshot::{EniEntry, Link, PodEntry, Snapshot};
 use crate::verdict::Drop;
 use crate::wire::{self, Kind, Parsed, Rewrite, Ttl, proto, sctp};
@@ -25,8 +25,6 @@ pub(super) enum Opening<'s> {
     Translated(Draft<'s>),
     /// No flow: the packet goes on unchanged.
     Stateless(Exit<'s>, Ttl),
-    /// It is for this frontend.
-    Served(&'s PodEntry, &'s Place),
     /// Nothing.
     Refused(Drop),
     /// Nothing, and its sender is told that there is nobody.
@@ -52,10 +50,7 @@ impl<F: Frame> Worker<F> {
     /// A packet that no flow is known for.
     #[cold]
     pub(super) fn open(&mut self, moment: Moment<'_>, packet: &mut Packet<F>, parsed: &Parsed) -> End {
-        let opening = match opening(moment.snapshot, packet.ingress, parsed) {
-            Opening::Served(pod, place) => self.serve(moment, pod, place, parsed),
-            other => other,
-        };
+        let opening = self.opening(moment, packet.ingress, parsed);
         let keep = match &opening {
             Opening::Plain(draft) | Opening::Translated(draft) => draft.keep,
             _ => None,
@@ -63,8 +58,6 @@ impl<F: Frame> Worker<F> {
         let matched = match opening {
             Opening::Refused(reason) => Err(reason),
             Opening::Rejected(reason) => return End::Tell { reason, report: REJECTED, matched: None },
-            // It was served above, and what that leads to is never this.
-            Opening::Served(..) => Err(Drop::ServiceUnknown),
             Opening::Stateless(exit, ttl) => {
                 let rewrite = Rewrite::identity(&parsed.key);
                 return self.forward(moment, packet, parsed, &rewrite, exit, ttl, None);
@@ -90,6 +83,69 @@ impl<F: Frame> Worker<F> {
                 self.carry(moment, packet, parsed, matched)
             }
             Err(reason) => End::drop(reason),
+        }
+    }
+
+    /// Decides what a packet without a flow leads to. VPC CNI's rules are in the branch of the pods.
+    fn opening<'s>(&mut self, moment: Moment<'s>, ingress: Ingress, parsed: &Parsed) -> Opening<'s> {
+        let snapshot = moment.snapshot;
+        match (ingress, snapshot.link(ingress.ifindex())) {
+            (Ingress::Pod(_), Some(Link::Pod(pod))) => self.sent_by_pod(moment, pod, parsed),
+            (Ingress::ToPod(_), Some(Link::Pod(pod))) => from_kernel(pod, parsed),
+            (Ingress::FromNode(_), Some(Link::Pod(pod))) => from_node(pod, parsed),
+            (Ingress::Host(_), Some(Link::Eni(eni))) => from_host(snapshot, eni, parsed),
+            (Ingress::Eni(_), Some(Link::Eni(eni))) => from_wire(snapshot, eni, parsed),
+            _ => Opening::Refused(Drop::UnknownInterface),
+        }
+    }
+
+    fn sent_by_pod<'s>(&mut self, moment: Moment<'s>, pod: &'s PodEntry, parsed: &Parsed) -> Opening<'s> {
+        let snapshot = moment.snapshot;
+        let key = parsed.key;
+        if key.src() != pod.ip {
+            return Opening::Refused(Drop::Spoof);
+        }
+        if is_broadcast(key.dst()) {
+            return Opening::Stateless(Exit::KernelPod(pod), Ttl::Keep);
+        }
+        let local = snapshot.is_local(key.dst());
+        if let Some(place) = snapshot.services.find(&key, local) {
+            return self.serve(moment, pod, place, parsed);
+        }
+        if local {
+            return Opening::Stateless(Exit::KernelPod(pod), Ttl::Keep);
+        }
+        if is_unserved(snapshot, key.dst()) {
+            return Opening::Rejected(Drop::ServiceUnknown);
+        }
+        let stance = stance(parsed);
+        if let Some(peer) = snapshot.pod(key.dst()) {
+            if peer.ip == pod.ip {
+                return Opening::Refused(Drop::Hairpin);
+            }
+            return untranslated(key, stance, Origin::Pod, Exit::Pod(peer), Exit::Pod(pod));
+        }
+        match &snapshot.snat {
+            Some(snat) if snat.translates(key.dst()) => {
+                let Some(eni) = snapshot.egress(snat.address) else {
+                    return Opening::Refused(Drop::NoEgress);
+                };
+                match (parsed.kind, stance) {
+                    (Kind::Other(_) | Kind::Sctp { .. }, _) => Opening::Refused(Drop::UnsupportedProtocol),
+                    (_, Stance::Opens) => Opening::Translated(Draft::new(
+                        key,
+                        Origin::Pod,
+                        [Exit::Eni(eni), Exit::Pod(pod)],
+                        Dir::Forward,
+                    )),
+                    // Which port the connection had is not known, and its peer knows no other.
+                    _ => Opening::Refused(Drop::NoFlow),
+                }
+            }
+            _ => match snapshot.egress(key.src()) {
+                Some(eni) => untranslated(key, stance, Origin::Pod, Exit::Eni(eni), Exit::Pod(pod)),
+                None => Opening::Refused(Drop::NoEgress),
+            },
         }
     }
 
@@ -120,9 +176,8 @@ impl<F: Frame> Worker<F> {
     ) -> Result<Matched, Drop> {
         let aim = draft.aim;
         for _ in 0..PORTS_BESIDE {
-            let above = u64::from(self.random.next_u32()) * (65_536 - 1024) >> 32;
-            let translated =
-                FlowKey::new(aim.src(), aim.dst(), 1024 + above as u16, aim.dport(), aim.proto());
+            let port = 1024 + self.random.below(65_536 - 1024) as u16;
+            let translated = FlowKey::new(aim.src(), aim.dst(), port, aim.dport(), aim.proto());
             let new = draft.flow(translated, start, moment.snapshot);
             match insert(&mut self.local, &self.table, &new, draft.dir, moment.now) {
                 Err(InsertError::ReplyExists) => {}
@@ -247,70 +302,17 @@ fn insert(
 ) -> Result<Matched, InsertError> {
     match local.insert(table, new, now) {
         Ok(id) => Ok(Matched { id, dir, opened: true }),
+        Err(InsertError::ForwardExists(id, found)) if dir == Dir::Forward => {
+            Ok(Matched { id, dir: found, opened: false })
+        }
+        // The packet is a reply of the flow only where that is its key: answers of a service's endpoint have this key, too,
+        // and what the client sends it there has another one.
         Err(InsertError::ForwardExists(id, found)) => {
-            let dir = if dir == Dir::Forward { found } else { found.opposite() };
-            Ok(Matched { id, dir, opened: false })
+            let matched = Matched { id, dir: found.opposite(), opened: false };
+            let same = table.flow(id).key(matched.dir) == new.translated.reversed();
+            if same { Ok(matched) } else { Err(InsertError::ReplyExists) }
         }
         Err(error) => Err(error),
-    }
-}
-
-/// Decides what a packet without a flow leads to. VPC CNI's rules are in the branch of the pods.
-fn opening<'s>(snapshot: &'s Snapshot, ingress: Ingress, parsed: &Parsed) -> Opening<'s> {
-    match (ingress, snapshot.link(ingress.ifindex())) {
-        (Ingress::Pod(_), Some(Link::Pod(pod))) => from_pod(snapshot, pod, parsed),
-        (Ingress::ToPod(_), Some(Link::Pod(pod))) => from_kernel(pod, parsed),
-        (Ingress::FromNode(_), Some(Link::Pod(pod))) => from_node(pod, parsed),
-        (Ingress::Host(_), Some(Link::Eni(eni))) => from_host(snapshot, eni, parsed),
-        (Ingress::Eni(_), Some(Link::Eni(eni))) => from_wire(snapshot, eni, parsed),
-        _ => Opening::Refused(Drop::UnknownInterface),
-    }
-}
-
-fn from_pod<'s>(snapshot: &'s Snapshot, pod: &'s PodEntry, parsed: &Parsed) -> Opening<'s> {
-    let key = parsed.key;
-    if key.src() != pod.ip {
-        return Opening::Refused(Drop::Spoof);
-    }
-    if is_broadcast(key.dst()) {
-        return Opening::Stateless(Exit::KernelPod(pod), Ttl::Keep);
-    }
-    let local = snapshot.is_local(key.dst());
-    if let Some(place) = snapshot.services.find(&key, local) {
-        return Opening::Served(pod, place);
-    }
-    if local {
-        return Opening::Stateless(Exit::KernelPod(pod), Ttl::Keep);
-    }
-    if is_unserved(snapshot, key.dst()) {
-        return Opening::Rejected(Drop::ServiceUnknown);
-    }
-    let stance = stance(parsed);
-    if let Some(peer) = snapshot.pod(key.dst()) {
-        if peer.ip == pod.ip {
-            return Opening::Refused(Drop::Hairpin);
-        }
-        return untranslated(key, stance, Origin::Pod, Exit::Pod(peer), Exit::Pod(pod));
-    }
-    match &snapshot.snat {
-        Some(snat) if snat.translates(key.dst()) => {
-            let Some(eni) = snapshot.egress(snat.address) else { return Opening::Refused(Drop::NoEgress) };
-            match (parsed.kind, stance) {
-                (Kind::Other(_) | Kind::Sctp { .. }, _) => Opening::Refused(Drop::UnsupportedProtocol),
-                (_, Stance::Opens) => Opening::Translated(Draft::new(
-                    key,
-                    Origin::Pod,
-                    [Exit::Eni(eni), Exit::Pod(pod)],
-                    Dir::Forward,
-                )),
-                // Which port the connection had is not known, and its peer knows no other.
-                _ => Opening::Refused(Drop::NoFlow),
-            }
-        }
-        _ => match snapshot.egress(key.src()) {
-            Some(eni) => untranslated(key, stance, Origin::Pod, Exit::Eni(eni), Exit::Pod(pod)),
-            None => Opening::Refused(Drop::NoEgress),
-        },
     }
 }
 
@@ -345,8 +347,9 @@ fn from_host<'s>(snapshot: &'s Snapshot, eni: &'s EniEntry, parsed: &Parsed) -> 
 
 fn from_wire<'s>(snapshot: &'s Snapshot, eni: &'s EniEntry, parsed: &Parsed) -> Opening<'s> {
     let key = parsed.key;
-    // Neither a local pod nor the node itself is out there.
-    if snapshot.pod(key.src()).is_some() || snapshot.is_local(key.src()) {
+    // Neither a local pod nor the node itself is out there, nor a service: who says so wants to be taken for its endpoint.
+    let src = key.src();
+    if snapshot.pod(src).is_some() || snapshot.is_local(src) || snapshot.services.covers(src) {
         return Opening::Refused(Drop::Spoof);
     }
     if let Some(pod) = snapshot.pod(key.dst()) {
@@ -392,6 +395,11 @@ pub(super) enum Stance {
     UnderWay,
     /// It cannot make one: a reset, an echo reply.
     Stray,
+}
+
+/// Whether its protocol has connections that a packet in the middle of one makes a flow of.
+pub(super) const fn may_be_under_way(parsed: &Parsed) -> bool {
+    matches!(parsed.kind, Kind::Tcp { .. } | Kind::Sctp { .. })
 }
 
 pub(super) fn stance(parsed: &Parsed) -> Stance {

@@ -71,7 +71,13 @@ impl<F: Frame> Worker<F> {
             return Opening::Plain(draft(Exit::Pod(peer)));
         }
         if snapshot.is_local(ip) {
-            return Opening::Plain(draft(Exit::KernelPod(pod)));
+            let out = draft(Exit::KernelPod(pod));
+            // Nobody listens on a node port. The kernel would translate it once more, and hide the pod from the policy of who
+            // gets it.
+            if snapshot.services.find(&out.aim, true).is_some() {
+                return Opening::Rejected(Drop::ServiceNoEndpoints);
+            }
+            return Opening::Plain(out);
         }
         match &snapshot.snat {
             Some(snat) if snat.translates(ip) => match snapshot.egress(snat.address) {

@@ -24,7 +24,9 @@ pub(crate) fn counts(input: &Input, drop: Option<Drop>, events: &[Event]) -> BTr
         *counts.entry(event.name()).or_insert(0) += 1;
         flows += match event {
             Event::FlowsOpened => 1,
-            Event::FlowsExpired | Event::FlowsEvicted | Event::FlowsOrphaned | Event::FlowsRevoked => -1,
+            Event::FlowsExpired | Event::FlowsEvicted | Event::FlowsOrphaned => -1,
+            // A connection stays, to be refused.
+            Event::FlowsRevoked if !matches!(input.frame[23], 6 | 132) => -1,
             _ => 0,
         };
     }

@@ -70,8 +70,9 @@ fn j01_an_endpoint_on_this_node() {
     let back = w.pass(POD_B, tcp("10.0.1.11:8080", "10.0.1.10:40000").flags("SA").ack(1001), TO_A, &[]);
     assert_eq!(show(&back), "10.96.0.10:80>10.0.1.10:40000 tcp SA ttl 63 len 0");
     w.pass(POD_A, tcp("10.0.1.10:40000", "10.96.0.10:80").flags("A").seq(1001).ack(1001), TO_B, &[]);
-    // Nobody else can join it.
+    // Nobody else can join it, or open one in the service's name.
     w.dropped(WIRE0, tcp("10.0.1.11:8080", "10.0.1.10:40000").flags("A"), Drop::Spoof, &[]);
+    w.dropped(WIRE0, tcp("10.96.0.10:80", "10.0.1.10:40001").flags("S"), Drop::Spoof, &[]);
 }
 
 #[test]
@@ -295,86 +296,6 @@ fn j08_an_address_becomes_a_service_and_ceases_to_be_one() {
 }
 
 #[test]
-fn j09_a_client_keeps_its_endpoint_for_the_time_that_the_service_says() {
-    let endpoints: Vec<String> = (1..=50).map(|n| format!("10.0.77.{n}:80")).collect();
-    let of = |endpoints: &[String]| {
-        let list: Vec<&str> = endpoints.iter().map(String::as_str).collect();
-        let mut sticky = service(Protocol::Tcp, "10.96.0.10:80", &list);
-        sticky.affinity = Some(60);
-        sticky
-    };
-    let mut w = World::with(|state, _| put(state, of(&endpoints)));
-    let mut port = 1000;
-    let mut connect = |w: &mut World, from: &str, ingress, way| {
-        port += 1;
-        let out = w.pass(ingress, syn(&format!("{from}:{port}"), "10.96.0.10:80"), way, &[FlowsOpened]);
-        read(&out).key.dst()
-    };
-    let first = connect(&mut w, A, POD_A, ENI0);
-    for _ in 0..20 {
-        // Each connection begins the time anew.
-        w.advance(50 * SECOND);
-        w.reload(|_, _| {});
-        w.at = 0;
-        let step = w.idle();
-        assert!(step.outs.is_empty());
-        assert_eq!(connect(&mut w, A, POD_A, ENI0), first);
-    }
-    // Another client has another one, by a chance of 49 in 50 each.
-    let others: HashSet<_> = (0..3)
-        .map(|n| connect(&mut w, [B, C, B][n], [POD_B, POD_C, POD_B][n], [ENI0, ENI1, ENI0][n]))
-        .collect();
-    assert!(others.len() == 2 && !others.contains(&first), "{others:?}");
-    // It keeps it while others come and go, and not longer than it serves.
-    let less: Vec<String> = endpoints[..30].to_vec();
-    let keeps = less.iter().any(|e| e.starts_with(&format!("{}:", Ipv4Addr::from_bits(first))));
-    w.reload(|state, _| put(state, of(&less)));
-    let now = connect(&mut w, A, POD_A, ENI0);
-    assert_eq!(now == first, keeps);
-    assert_eq!(connect(&mut w, A, POD_A, ENI0), now);
-    // When its time is over, chance chooses again.
-    let mut seen = HashSet::new();
-    for _ in 0..10 {
-        w.advance(61 * SECOND);
-        w.idle();
-        seen.insert(connect(&mut w, A, POD_A, ENI0));
-    }
-    assert!(seen.len() > 3, "{seen:?}");
-}
-
-#[test]
-fn j09_a_refused_connection_is_not_remembered() {
-    let mut w = World::with(|state, _| {
-        let mut sticky = service(Protocol::Tcp, "10.96.0.10:80", &["10.0.2.20:80", "10.0.1.11:81"]);
-        sticky.affinity = Some(10_800);
-        put(state, sticky);
-        crate::k_policy::isolate_a(state);
-        // Of the two only B takes from A.
-        state.policy.pods[0].egress = None;
-        state.policy.pods.push(sluice_state::PodPolicy {
-            ip: C.parse().unwrap(),
-            ingress: Some(1),
-            egress: None,
-        });
-    });
-    // Half of the tries meet C, which refuses; the first that comes to be is remembered, and every later one is B.
-    let (mut refused, mut opened) = (0, 0);
-    for port in 1000..1100 {
-        let from = format!("10.0.1.10:{port}");
-        let out = w.step(vec![(POD_A, syn(&from, "10.96.0.10:80").into())]).only();
-        match out.verdict {
-            Verdict::Drop(Drop::PolicyIngress) => refused += 1,
-            verdict => {
-                assert_eq!(verdict, TO_B);
-                opened += 1;
-            }
-        }
-        assert!(opened == 0 || out.verdict == TO_B);
-    }
-    assert!(opened > 80, "{refused} refused");
-}
-
-#[test]
 fn j11_fragments_of_a_datagram_to_a_service() {
     let mut w = serving(Protocol::Udp, &["10.0.1.11:5353"]);
     let whole = udp("10.0.1.10:40000", "10.96.0.10:80").payload(&[5; 4000]).id(9).build();
@@ -394,6 +315,17 @@ fn j11_fragments_of_a_datagram_to_a_service() {
     let back = reassemble(&back).unwrap();
     assert_eq!(verify(&back), Ok(()));
     assert_eq!(show(&back), "10.96.0.10:80>10.0.1.10:40000 udp ttl 63 len 4000");
+    // The node's own answers come in pieces, too.
+    w.reload(|state, _| put(state, service(Protocol::Udp, "10.96.0.11:80", &["10.0.9.5:5353"])));
+    w.pass(POD_A, udp("10.0.1.10:40000", "10.96.0.11:80"), KERNEL_A, &[FlowsOpened]);
+    for (id, port, source) in [(4, 40_000, "10.96.0.11:80"), (5, 50_000, "10.0.9.5:5353")] {
+        let reply = udp("10.0.9.5:5353", &format!("10.0.1.10:{port}")).payload(&[6; 4000]).id(id).build();
+        let pieces = fragments(&reply, 1480);
+        let back: Vec<_> = pieces.into_iter().map(|p| w.pass(NODE_A, p, TO_A, &[])).collect();
+        let back = reassemble(&back).unwrap();
+        assert_eq!(show(&back), format!("{source}>10.0.1.10:{port} udp ttl 64 len 4000"));
+        assert_eq!(verify(&back), Ok(()));
+    }
     // Those of a refused one end as it does.
     let nobody = udp("10.0.1.10:40000", "10.96.0.10:81").payload(&[5; 3000]).id(10).build();
     let pieces = fragments(&nobody, 1480);
@@ -466,6 +398,14 @@ fn j13_the_same_port_directly_and_by_services_is_not_confused() {
 }
 
 #[test]
+fn j13_an_answer_to_nothing_is_not_taken_for_what_goes_to_a_service() {
+    let mut w = serving(Protocol::Tcp, &["10.0.77.7:53"]);
+    w.pass(POD_A, syn("10.0.1.10:1024", "10.96.0.10:80"), ENI0, &[FlowsOpened]);
+    // It would have the key of the endpoint's answers, the other way round.
+    w.dropped(POD_A, tcp("10.0.1.10:1024", "10.0.77.7:53").flags("SA"), Drop::TableContended, &[]);
+}
+
+#[test]
 fn j14_policy_sees_the_endpoint_and_its_port() {
     // A takes TCP 80 from B, and sends UDP 53 to everybody.
     let mut w = World::with(|state, _| {
@@ -483,6 +423,9 @@ fn j14_policy_sees_the_endpoint_and_its_port() {
     w.dropped(POD_C, syn("10.0.2.20:40000", "10.96.0.10:8888"), Drop::PolicyIngress, &[]);
     // Its own node's port is no way around.
     w.dropped(POD_B, syn("10.0.1.11:40000", "10.0.9.5:30080"), Drop::PolicyIngress, &[]);
+    // Nor is a service whose endpoint somebody wrote to be that port.
+    w.reload(|state, _| put(state, service(Protocol::Tcp, "10.96.0.15:80", &["10.0.9.5:30080"])));
+    w.told(POD_B, syn("10.0.1.11:40000", "10.96.0.15:80"), Drop::ServiceNoEndpoints, TO_B, &[]);
     w.pass(POD_A, udp("10.0.1.10:40000", "10.96.0.12:5300"), ENI0, &[FlowsOpened]);
     w.dropped(POD_A, udp("10.0.1.10:40000", "10.96.0.13:53"), Drop::PolicyEgress, &[]);
     assert_eq!(w.flows().len(), 2);

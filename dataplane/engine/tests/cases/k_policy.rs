@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use rstest::rstest;
-use sluice_engine::counters::Event::{FlowsOpened, FlowsRechecked, FlowsRevoked, PortsTaken};
+use sluice_engine::counters::Event::{FlowsOpened, FlowsOrphaned, FlowsRechecked, FlowsRevoked, PortsTaken};
 use sluice_engine::testing::{echo_reply, echo_request, icmp_error, read, tcp, udp};
-use sluice_engine::{Drop, Ingress, Verdict};
+use sluice_engine::trace::NoTrace;
+use sluice_engine::{Drop, Ingress, Offload, Packet, Verdict};
 use sluice_state::{
     Identity, MasqueradedNodeTraffic, OnPolicyChange, Peer, PodPolicy, PortMatch, Protocol, Rule, Rules,
     State,
@@ -107,14 +108,9 @@ fn k05_a_relabelled_peer_is_judged_again_at_its_next_packet(#[case] on_change: O
         }
         OnPolicyChange::Recheck => {
             w.dropped(WIRE0, ack(), Drop::Revoked, &[FlowsRechecked, FlowsRevoked]);
-            assert!(w.flows().is_empty());
-            // The pod's own packets of it do not bring it back: neither way round it may be.
-            w.dropped(
-                POD_A,
-                tcp("10.0.1.10:80", "10.0.77.7:40000").flags("A").seq(1001).ack(1001),
-                Drop::PolicyEgress,
-                &[],
-            );
+            // The pod's own packets of it do not bring it back.
+            let answer = tcp("10.0.1.10:80", "10.0.77.7:40000").flags("A").seq(1001).ack(1001);
+            w.dropped(POD_A, answer, Drop::Revoked, &[]);
         }
     }
     // A new one is denied in any case.
@@ -195,4 +191,95 @@ fn k10_a_million_denied_connections_leave_nothing_behind() {
     }
     assert_eq!(w.table.live(), 0);
     assert_eq!(w.totals().dropped(Drop::PolicyIngress), 1_000_000);
+}
+
+#[test]
+fn k90_a_revoked_connection_is_not_picked_up_the_other_way_round() {
+    // Nothing keeps A from opening connections to B, so that a segment of B's in the middle of one could be its answer.
+    let only_in = |state: &mut State| {
+        isolate_a(state);
+        state.policy.pods[0].egress = None;
+    };
+    let mut w = World::with(|state, _| only_in(state));
+    w.pass(POD_B, tcp("10.0.1.11:40000", "10.0.1.10:80").flags("S"), TO_A, &[FlowsOpened]);
+    w.pass(POD_A, tcp("10.0.1.10:80", "10.0.1.11:40000").flags("SA"), TO_B, &[]);
+    w.pass(POD_B, tcp("10.0.1.11:40000", "10.0.1.10:80").flags("A"), TO_A, &[]);
+    w.reload(|state, _| {
+        only_in(state);
+        state.policy.addresses.insert(B.parse().unwrap(), 2);
+    });
+    w.dropped(
+        POD_B,
+        tcp("10.0.1.11:40000", "10.0.1.10:80").flags("PA"),
+        Drop::Revoked,
+        &[FlowsRechecked, FlowsRevoked],
+    );
+    // It tries again for as long as TCP does, and so does the other end.
+    for seconds in [1, 2, 60, 120, 120, 120] {
+        w.advance(seconds * 1_000_000_000);
+        w.dropped(POD_B, tcp("10.0.1.11:40000", "10.0.1.10:80").flags("PA"), Drop::Revoked, &[]);
+        w.dropped(POD_A, tcp("10.0.1.10:80", "10.0.1.11:40000").flags("PA"), Drop::Revoked, &[]);
+    }
+    // A connection of its own, which policy allows, has the ports at once.
+    let syn = tcp("10.0.1.10:80", "10.0.1.11:40000").flags("S");
+    w.pass(POD_A, syn, TO_B, &[FlowsOrphaned, FlowsOpened]);
+    assert_eq!(w.flows().len(), 1);
+}
+
+#[test]
+fn k91_a_revoked_connection_goes_on_when_it_is_allowed_again_and_is_forgotten_when_nobody_tries() {
+    let mut w = isolated();
+    let revoke = |w: &mut World, identity| {
+        w.reload(|state, _| {
+            isolate_a(state);
+            state.policy.addresses.insert(B.parse().unwrap(), identity);
+        });
+    };
+    w.pass(POD_B, tcp("10.0.1.11:40000", "10.0.1.10:80").flags("S"), TO_A, &[FlowsOpened]);
+    revoke(&mut w, 2);
+    let data = || tcp("10.0.1.11:40000", "10.0.1.10:80").flags("PA");
+    w.dropped(POD_B, data(), Drop::Revoked, &[FlowsRechecked, FlowsRevoked]);
+    revoke(&mut w, 1);
+    w.pass(POD_B, data(), TO_A, &[FlowsOrphaned, FlowsOpened]);
+    revoke(&mut w, 2);
+    w.dropped(POD_B, data(), Drop::Revoked, &[FlowsRechecked, FlowsRevoked]);
+    w.advance(301_000_000_000);
+    w.idle();
+    assert_eq!(w.flows().len(), 0);
+}
+
+#[test]
+fn k92_a_million_denied_openings_leave_the_table_as_it_was() {
+    let mut w = isolated();
+    w.pass(POD_B, tcp("10.0.1.11:40000", "10.0.1.10:80").flags("S"), TO_A, &[FlowsOpened]);
+    let (before, counted) = (w.flows(), w.totals());
+    // From every port of another pod, and from an address that nobody knows.
+    let opening = |source: &str, n: u32| {
+        tcp(&format!("{source}:{}", 1024 + n % 64_000), "10.0.1.10:80").flags("S").build()
+    };
+    let frames: Vec<(Ingress, Vec<u8>)> =
+        (0..64_000)
+            .map(|n| {
+                if n % 8 == 0 {
+                    (WIRE0, opening("198.51.100.7", n))
+                } else {
+                    (POD_C, opening("10.0.2.20", n))
+                }
+            })
+            .collect();
+    let (mut input, mut out) = (Vec::new(), Vec::new());
+    let mut sent = 0;
+    for batch in frames.chunks(250).cycle().take(4000) {
+        input.extend(batch.iter().map(|(ingress, frame)| Packet {
+            frame: frame.clone(),
+            ingress: *ingress,
+            offload: Offload::default(),
+        }));
+        sent += batch.len() as u64;
+        w.workers[0].step(w.now, &w.snapshot, &mut input, &mut out, &mut NoTrace);
+        assert!(out.drain(..).all(|o| o.verdict == Verdict::Drop(Drop::PolicyIngress)));
+    }
+    assert_eq!(w.flows(), before);
+    assert_eq!(w.totals().dropped(Drop::PolicyIngress) - counted.dropped(Drop::PolicyIngress), sent);
+    assert_eq!(sent, 1_000_000);
 }

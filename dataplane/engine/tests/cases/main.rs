@@ -12,6 +12,7 @@ mod f_fragments;
 mod g_odd;
 mod h_node;
 mod i_tables;
+mod j_affinity;
 mod j_errors;
 mod j_services;
 mod k_policy;

@@ -87,7 +87,18 @@ fn random_packet(state: &State, random: &mut Random, sent: &[Vec<u8>]) -> (Ingre
     let mut draw = |n: usize| random.next_u64() as usize % n;
     let pod = draw(state.pods.len());
     let eni = draw(state.enis.len());
-    let far = ["203.0.113.9", "198.51.100.7", "10.0.77.7", "100.64.1.1", "10.0.1.10", "10.0.1.11"][draw(6)];
+    let far = [
+        "203.0.113.9",
+        "198.51.100.7",
+        "10.0.77.7",
+        "100.64.1.1",
+        "10.0.1.10",
+        "10.0.1.11",
+        "10.96.0.10",
+        "10.96.0.10",
+        "10.96.0.11",
+        "10.96.0.12",
+    ][draw(10)];
     let (near, far_port) = (format!("{}:{}", state.pods[pod].ip, [1024, 40_000][draw(2)]), [53, 80][draw(2)]);
     let far = format!("{far}:{far_port}");
     let flags = ["S", "SA", "A", "FA", "R"][draw(5)];
@@ -122,10 +133,12 @@ proptest! {
     fn the_egress_eni_is_a_function_of_the_source_after_translation(shape in shape(), seed: u64) {
         let mut w = build(&shape);
         let mut random = Random::new(seed);
+        w.reload(|state, _| crate::traffic::serve(state, &mut random));
         let mut sent: Vec<Vec<u8>> = Vec::new();
         for _ in 0..60 {
             let (ingress, builder) = random_packet(&w.state, &mut random, &sent);
             let out = w.step(vec![(ingress, builder.into())]).only();
+            assert_not_to_a_service(&w, out.ingress, out.verdict, &out.frame);
             let Verdict::Eni { ifindex } = out.verdict else { continue };
             let parsed = read(&out.frame);
             let (src, dst) = (Ipv4Addr::from_bits(parsed.key.src()), Ipv4Addr::from_bits(parsed.key.dst()));
@@ -171,6 +184,7 @@ proptest! {
             (1024..1056).for_each(|port| set.insert(port));
             (host.tcp, host.udp, host.icmp) = (set.clone(), set.clone(), set);
             state.nat.randomize = RandomizeSnat::None;
+            crate::traffic::serve(state, &mut Random::new(seed));
         });
         let mut random = Random::new(seed);
         for _ in 0..300 {
@@ -182,6 +196,14 @@ proptest! {
     }
 }
 
+/// Nothing of a pod's leaves the node for an address of the service range, where nobody is.
+pub(crate) fn assert_not_to_a_service(w: &World, ingress: Ingress, verdict: Verdict, frame: &[u8]) {
+    if matches!(verdict, Verdict::Eni { .. }) && !matches!(ingress, Ingress::Host(_)) {
+        let dst = Ipv4Addr::from_bits(u32::from_be_bytes([frame[30], frame[31], frame[32], frame[33]]));
+        assert!(!w.state.services.cidrs.iter().any(|range| range.contains(&dst)), "{}", show(frame));
+    }
+}
+
 /// Keys of both directions of all live flows are different, and every translated source is of the set.
 pub(crate) fn assert_unique(w: &World) {
     let mut keys = HashSet::new();
@@ -190,7 +212,8 @@ pub(crate) fn assert_unique(w: &World) {
         // What somebody sends to itself has one key for both directions.
         let itself = flow.original == flow.translated.reversed();
         assert!(itself || keys.insert(flow.translated.reversed()), "twice: {flow:?}");
-        if flow.original != flow.translated {
+        // What goes to a service keeps its source, unless the endpoint is reached from the node's address.
+        if flow.original.src() != flow.translated.src() {
             let set = match flow.translated.proto() {
                 6 => &w.snapshot.ports[0],
                 17 => &w.snapshot.ports[1],

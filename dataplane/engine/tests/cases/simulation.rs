@@ -10,7 +10,7 @@ use sluice_engine::trace::NoTrace;
 use sluice_engine::worker::Output;
 use sluice_engine::{Ingress, Packet, Verdict};
 
-use crate::properties::assert_unique;
+use crate::properties::{assert_not_to_a_service, assert_unique};
 use crate::traffic;
 use crate::world::*;
 
@@ -27,7 +27,9 @@ impl Simulation {
     fn new(seed: u64) -> Self {
         let workers = 1 + seed as u16 % 4;
         let size = Size { workers, flows: 300, fragments: 32, seed };
-        let w = World::sized(size, |_, host| {
+        let mut random = Random::new(seed);
+        let w = World::sized(size, |state, host| {
+            traffic::serve(state, &mut random);
             // Few ports, so that they run out, and one next hop that is not known yet.
             let mut set = sluice_state::PortSet::default();
             (1024..1088).for_each(|port| set.insert(port));
@@ -36,7 +38,7 @@ impl Simulation {
         });
         let queues = (0..workers).map(|_| VecDeque::new()).collect();
         let asleep = vec![false; usize::from(workers)];
-        Self { w, random: Random::new(seed), queues, entered: 0, left: 0, asleep }
+        Self { w, random, queues, entered: 0, left: 0, asleep }
     }
 
     fn draw(&mut self, n: usize) -> usize {
@@ -104,18 +106,26 @@ impl Simulation {
                 Verdict::Handoff { worker } => {
                     self.queues[usize::from(worker)].push_back(Packet { frame, ingress, offload });
                 }
-                _ => self.left += 1,
+                _ => {
+                    assert_not_to_a_service(&self.w, ingress, verdict, &frame);
+                    self.left += 1;
+                }
             }
         }
     }
 
     /// The control plane changes its mind: a pod moves to another interface, a next hop gets known or lost.
     fn change_something(&mut self) {
-        let (choice, ifindex) = (self.draw(3), 10 + self.draw(20) as u32);
+        let (choice, ifindex) = (self.draw(5), 10 + self.draw(20) as u32);
         let resolved = host(&self.w.state).neighbours;
-        self.w.reload(|_, host| match choice {
+        let random = &mut self.random;
+        self.w.reload(|state, host| match choice {
             0 => host.links[0].ifindex = if matches!(ifindex, 11 | 12) { 30 } else { ifindex },
             1 => host.neighbours = resolved,
+            3 => traffic::serve(state, random),
+            // The node takes a service's address over, and lets it go.
+            4 if host.local.is_empty() => host.local = vec!["10.96.0.11".parse().unwrap()],
+            4 => host.local.clear(),
             _ => host.neighbours.retain(|n| n.ifindex != 3),
         });
     }

@@ -8,8 +8,9 @@ mod view;
 
 use std::io::Read as _;
 use std::net::SocketAddr;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
@@ -20,12 +21,15 @@ use super::bed::{Bed, panicked};
 use super::expect::{Policies, Policy};
 use super::observe::observe;
 use crate::lab::Progress;
+use crate::output;
 use view::View;
 
 /// The page; the place of its version is all that is filled in.
 const PAGE: &str = include_str!("page.html");
 /// Bytes of a request's body at most.
 const BODY: u64 = 4096;
+/// Requests that are answered at once.
+const CLIENTS: usize = 64;
 /// From one look at the stars to the next.
 const LOOK: Duration = Duration::from_millis(500);
 /// The header of the token.
@@ -86,53 +90,66 @@ fn token() -> Result<String> {
 /// # Errors
 /// The lab broke.
 pub(super) fn serve(server: Server, bed: Bed, progress: &Progress) -> Result<()> {
-    progress.suspended(|| println!("open {}  (Ctrl-C ends it)", server.url()));
+    progress.suspended(|| output::print(&format!("open {}  (Ctrl-C ends it)", server.url())))?;
     progress.step("serving")?;
-    let view = Mutex::new(View::new(&bed)?);
+    let view = Arc::new(Mutex::new(View::new(&bed)?));
+    let server = Arc::new(server);
+    let clients = Arc::new(());
     let (orders, wanted) = channel();
+    let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        let shown = &view;
-        let follow = scope.spawn(move || follow(bed, shown, &wanted, progress));
+        let follow = scope.spawn(|| follow(bed, &view, wanted, &over, progress));
         let mut served = Ok(());
         while progress.check().is_ok() && !follow.is_finished() {
             match server.http.recv_timeout(Duration::from_millis(100)) {
-                // A browser that goes away in the middle is its own affair.
-                Ok(Some(request)) => {
-                    let _ = server.answer(request, &view, &orders);
+                Ok(Some(request)) if Arc::strong_count(&clients) <= CLIENTS => {
+                    let (server, view, orders) = (Arc::clone(&server), Arc::clone(&view), orders.clone());
+                    let client = Arc::clone(&clients);
+                    // On a thread that nobody waits for: a client that sends half a request must hold up neither the
+                    // others nor the end. Without a thread it is hung up on.
+                    let _ = std::thread::Builder::new().spawn(move || {
+                        // A browser that goes away in the middle is its own affair.
+                        let _ = server.answer(request, &view, &orders);
+                        drop(client);
+                    });
                 }
-                Ok(None) => {}
+                // Too many at once: dropped, and thereby answered with an error.
+                Ok(_) => {}
                 Err(e) => {
                     served = Err(e).context("the web server failed");
                     break;
                 }
             }
         }
-        drop(orders);
+        over.store(true, Ordering::Relaxed);
         follow.join().map_err(|_| panicked())?.and(served)
     })
 }
 
 /// Carries orders out, one after the other, and looks at the stars in between. It owns the lab and takes it down.
-fn follow(mut bed: Bed, view: &Mutex<View>, wanted: &Receiver<Wanted>, progress: &Progress) -> Result<()> {
-    while progress.check().is_ok() {
+fn follow(
+    mut bed: Bed,
+    view: &Mutex<View>,
+    wanted: Receiver<Wanted>,
+    over: &AtomicBool,
+    progress: &Progress,
+) -> Result<()> {
+    while progress.check().is_ok() && !over.load(Ordering::Relaxed) {
         match observe(&bed) {
             Ok(cells) => lock(view).saw(&bed, cells),
             Err(_) if progress.check().is_err() => break,
             Err(e) => return Err(e),
         }
-        match wanted.recv_timeout(LOOK) {
-            Ok(first) => {
-                // Whoever presses three buttons wants the last.
-                let Wanted(policies) = wanted.try_iter().last().unwrap_or(first);
-                lock(view).begins(policies);
-                let brought = bed.bring(policies, progress);
-                let failure = brought.as_ref().err().map(|e| format!("{e:#}"));
-                lock(view).ended(&bed, brought.ok(), failure);
-            }
-            Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => break,
+        if let Ok(first) = wanted.recv_timeout(LOOK) {
+            // Whoever presses three buttons wants the last.
+            let Wanted(policies) = wanted.try_iter().last().unwrap_or(first);
+            lock(view).begins(policies);
+            let brought = bed.bring(policies, progress);
+            lock(view).ended(&bed, brought);
         }
     }
+    // Now, and not when whoever answers a client lets go: an order that comes later has nobody to carry it out.
+    drop(wanted);
     Ok(())
 }
 

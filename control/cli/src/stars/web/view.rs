@@ -26,6 +26,8 @@ pub(super) struct View {
     in_force: Policies,
     /// The policies that are being brought into force.
     busy: Option<Policies>,
+    /// What was last seen was asked after the last change.
+    settled: bool,
     cells: Vec<Cell>,
     history: Vec<Change>,
     error: Option<String>,
@@ -53,8 +55,8 @@ struct Shown {
 struct Change {
     at: u64,
     in_force: Policies,
-    /// Milliseconds from the change of the files to the daemon having it.
-    took: u64,
+    /// Milliseconds from the change of the files to the daemon having it; none where it changes no rule.
+    took: Option<u64>,
 }
 
 impl View {
@@ -87,6 +89,7 @@ impl View {
             policies: policies.collect(),
             in_force: bed.policies(),
             busy: None,
+            settled: false,
             cells: Vec::new(),
             history: Vec::new(),
             error: None,
@@ -96,6 +99,7 @@ impl View {
     /// The pods were looked at.
     pub(super) fn saw(&mut self, bed: &Bed, cells: Vec<Cell>) {
         self.cells = cells;
+        self.settled = self.busy.is_none();
         self.updated = now();
         self.in_force = bed.policies();
         if let Ok(generation) = bed.generation() {
@@ -106,18 +110,21 @@ impl View {
     /// A change begins.
     pub(super) fn begins(&mut self, wanted: Policies) {
         self.busy = Some(wanted);
+        self.settled = false;
         self.error = None;
     }
 
     /// It has ended.
-    pub(super) fn ended(&mut self, bed: &Bed, took: Option<Duration>, failure: Option<String>) {
+    pub(super) fn ended(&mut self, bed: &Bed, brought: Result<Option<Duration>>) {
         self.busy = None;
-        self.error = failure;
         self.in_force = bed.policies();
-        if let Some(took) = took {
-            let took = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
-            self.history.insert(0, Change { at: now(), in_force: bed.policies(), took });
-            self.history.truncate(HISTORY);
+        match brought {
+            Ok(took) => {
+                let took = took.map(|t| u64::try_from(t.as_millis()).unwrap_or(u64::MAX));
+                self.history.insert(0, Change { at: now(), in_force: bed.policies(), took });
+                self.history.truncate(HISTORY);
+            }
+            Err(e) => self.error = Some(format!("{e:#}")),
         }
     }
 

@@ -239,7 +239,7 @@ fn labels_are_shared() {
         followed.apply([upsert(pod(&format!("a/{n}"), &[("app", "1")], &format!("10.0.0.{}", n + 1)))]);
     }
     followed.update();
-    let labels: Vec<_> = followed.world.pods.values().map(|e| &e.pod.labels).collect();
+    let labels: Vec<_> = followed.world.pods.iter().map(|(_, e)| &e.pod.labels).collect();
     assert!(labels.iter().all(|l| Arc::ptr_eq(l, labels[0])));
     assert_eq!(followed.world.policy().identities.len(), 1);
 }

@@ -180,7 +180,7 @@ pub(super) fn sctp_checksum(packet: &[u8]) -> [u8; 4] {
         let byte = if (8..12).contains(&at) { 0 } else { *byte };
         for bit in 0..8 {
             let carry = (crc ^ u32::from(byte >> bit)) & 1;
-            crc = crc >> 1 ^ carry * 0x82F6_3B78;
+            crc = (crc >> 1) ^ (carry * 0x82F6_3B78);
         }
     }
     (!crc).to_le_bytes()
