@@ -60,7 +60,7 @@ fn what_is_wrong_is_said_and_does_not_stop_the_rest() {
     std::fs::write(root.path().join("x.yaml"), text).unwrap();
     model.scan();
     let findings: Vec<_> = model.findings().iter().map(ToString::to_string).collect();
-    assert!(findings.iter().any(|f| f.contains("x.yaml:10:") && f.contains("error")), "{findings:?}");
+    assert!(findings.iter().any(|f| f.contains("x.yaml:12:") && f.contains("error")), "{findings:?}");
     assert!(findings.iter().any(|f| f.contains("n/b waits: none of this node's 1 places")), "{findings:?}");
     assert_eq!(model.state().policy.pods.len(), 1);
 }
