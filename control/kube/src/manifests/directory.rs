@@ -12,7 +12,7 @@ use super::decode::Key;
 use super::files::Files;
 use super::finding::{Finding, Severity};
 use super::placement::{Allocations, Placement};
-use super::walk::{Signature, is_manifest, walk};
+use super::walk::{Found, Signature, is_manifest, walk};
 use super::watch::Touched;
 
 /// A directory of manifests.
@@ -50,7 +50,7 @@ impl Directory {
 
     /// Looks at every file that differs from when it was read; the first time at all.
     pub fn scan(&mut self) -> Batch {
-        let (found, failed) = walk(&self.root);
+        let Found { files: found, failed } = walk(&self.root);
         let mut touched: BTreeSet<Arc<Path>> = found
             .iter()
             .filter(|(path, signature)| self.signatures.get(*path) != Some(*signature))
@@ -89,16 +89,16 @@ impl Directory {
         findings
     }
 
-    /// The file and the line of an object that is in force.
-    #[must_use]
-    pub fn place(&self, key: &Key) -> Option<(Arc<Path>, usize)> {
-        self.files.place(key)
-    }
-
     /// Namespace and name of the pods that have places of this node, by address.
     #[must_use]
     pub fn tenants(&self) -> BTreeMap<Ipv4Addr, &(Arc<str>, Arc<str>)> {
         self.cluster.tenants()
+    }
+
+    /// The file and the line of an object that is in force.
+    #[must_use]
+    pub fn place(&self, key: &Key) -> Option<(Arc<Path>, usize)> {
+        self.files.place(key)
     }
 
     /// What was chosen so far, to be given to the next [`Directory::new`].
