@@ -89,16 +89,16 @@ impl Directory {
         findings
     }
 
-    /// The file and the line of an object that is in force.
-    #[must_use]
-    pub fn place(&self, key: &Key) -> Option<(Arc<Path>, usize)> {
-        self.files.place(key)
-    }
-
     /// Namespace and name of the pods that have places of this node, by address.
     #[must_use]
     pub fn tenants(&self) -> BTreeMap<Ipv4Addr, &(Arc<str>, Arc<str>)> {
         self.cluster.tenants()
+    }
+
+    /// The file and the line of an object that is in force.
+    #[must_use]
+    pub fn place(&self, key: &Key) -> Option<(Arc<Path>, usize)> {
+        self.files.place(key)
     }
 
     /// What was chosen so far, to be given to the next [`Directory::new`].

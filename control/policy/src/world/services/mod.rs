@@ -20,6 +20,8 @@ use crate::{EndpointSlice, Kind, ObjectId, Pod, Service, ServicePort};
 
 mod choose;
 #[cfg(test)]
+mod random;
+#[cfg(test)]
 mod tests;
 
 use choose::Choice;
@@ -168,12 +170,20 @@ impl World {
         let node = self.nodes.get(&self.settings.node);
         let zone = node.and_then(|node| node.zone.as_deref());
         let ports = service.ports.iter();
-        ports
+        let mut list: Vec<Wanted> = ports
             .flat_map(|port| {
                 let choice = Choice::new(&slices, port, &self.settings.node, zone);
                 wanted_of_port(service, port, &choice)
             })
-            .collect()
+            .collect();
+        // The API server sees to it that ports have names of their own; who writes manifests may not.
+        let mut names = BTreeSet::new();
+        for Wanted { service, .. } in &mut list {
+            while !names.insert(service.name.clone()) {
+                service.name = format!("{}/{}", service.name, service.protocol);
+            }
+        }
+        list
     }
 
     fn wanted_of_pod(&self, namespace: &Arc<str>, name: &Arc<str>) -> Vec<Wanted> {
@@ -312,9 +322,14 @@ impl ServiceTable {
     fn granted(&self, source: &Source, wanted: &Wanted) -> Option<Compiled> {
         let mut service = wanted.service.clone();
         let protocol = service.protocol;
+        // One address may be the service's twice: as its cluster IP, and as an external one.
+        let mut seen = Vec::new();
         service.frontends.retain(|f| {
+            let again = seen.contains(&(f.address, f.port));
+            seen.push((f.address, f.port));
             let first = self.claims.get(&(f.address, f.port, protocol)).and_then(BTreeSet::first);
-            first.is_some_and(|claim| claim.service == wanted.service.name && claim.source == *source)
+            !again
+                && first.is_some_and(|claim| claim.service == wanted.service.name && claim.source == *source)
         });
         (!service.frontends.is_empty()).then_some(service)
     }

@@ -300,3 +300,13 @@ fn host_ports_of_this_nodes_pods() {
     followed.update();
     assert_eq!(followed.world.services().services[0].name, "a/a:hostport 5353/UDP");
 }
+
+#[test]
+fn ports_without_names_of_their_own() {
+    let spec = json!({"clusterIP": "10.96.0.10", "externalIPs": ["10.96.0.10"],
+        "ports": [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}]});
+    let list = compile([service(&spec)]);
+    let names: Vec<&str> = list.iter().map(|s| &*s.name).collect();
+    assert_eq!(names, ["a/web:53", "a/web:53/TCP"]);
+    assert_eq!(frontends(&list[1]), ["10.96.0.10:53"], "the same address twice is one place");
+}
