@@ -295,7 +295,7 @@ fn clients_that_mean_no_good_are_cut_off_and_harm_nobody() {
     }
     // After the greeting, too.
     let (mut client, _) = Client::greet(&lab, "state.sock");
-    client.send(&(64_u32 << 20).to_be_bytes());
+    client.send(&(65_u32 << 20).to_be_bytes());
     assert!(client.hung_up(Duration::from_secs(3)).is_some());
     works(&lab);
 

@@ -204,6 +204,8 @@ impl Control {
                 Ok(warnings) => {
                     tracing::info!(generation = number, path = %path.display(), "the state file was read again");
                     warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+                    // Whoever asks for a fresh look means the node's sockets, too.
+                    self.check_ports();
                 }
                 Err(findings) => {
                     let findings = findings.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
