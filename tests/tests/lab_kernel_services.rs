@@ -60,7 +60,8 @@ fn node_ports_work_with_external_snat_too() {
 /// The kernel's masquerade chooses among all ports. Replies to a port of Sluice's set pass the engine, which cannot know whose
 /// they are before it has looked; replies to another one do not.
 #[test]
-fn a_masqueraded_connection_outlives_the_timeout_of_half_open_ones_whether_its_replies_pass_the_engine_or_not() {
+fn a_masqueraded_connection_outlives_the_timeout_of_half_open_ones_whether_its_replies_pass_the_engine_or_not()
+ {
     let lab = Lab::up("e", &["--timeouts", "tcp_syn_sent=1,tcp_syn_received=1"]);
     lab.mark_node_ports();
     lab.nft(&nft(lab.address("pod-c"), NODE_PORT, Traffic::Cluster));

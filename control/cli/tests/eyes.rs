@@ -118,7 +118,10 @@ fn a_capture_opens_in_tshark_without_a_warning_and_says_why() {
         "{text}"
     );
     assert!(lines[1].starts_with("eni:eni0|10.0.9.5|"), "{text}");
-    assert!(lines[2].contains("dropped: spoof (The source address is not the pod's; from the wire,"), "{text}");
+    assert!(
+        lines[2].contains("dropped: spoof (The source address is not the pod's; from the wire,"),
+        "{text}"
+    );
     assert!(lines[3].starts_with("pod:lab/pod-z|"), "a point that came later: {text}");
     assert!(lines[0].contains("1700000000.000000123"), "nanoseconds are kept: {text}");
 }
