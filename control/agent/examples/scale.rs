@@ -115,14 +115,16 @@ fn measure(root: &Path) -> Outcome<()> {
 /// Times what a file's change costs from when it is told until the operations are there.
 fn change(model: &mut Model, file: &Path, what: &str, text: impl Fn(usize) -> String) -> Outcome<()> {
     let mut times: Vec<Duration> = Vec::new();
+    let mut told = 0;
     for round in 0..ROUNDS {
         std::fs::write(file, text(round))?;
         let start = Instant::now();
-        let ops = model.refresh(&Touched::Files([file.to_owned()].into()));
+        // A label that no policy names costs a look and comes to nothing.
+        told += model.refresh(&Touched::Files([file.to_owned()].into())).len();
         times.push(start.elapsed());
-        if ops.is_empty() && round > 0 {
-            return Err(format!("{what}: no operation").into());
-        }
+    }
+    if told == 0 {
+        return Err(format!("{what}: no operation in {ROUNDS} rounds").into());
     }
     times.sort_unstable();
     println!("{what}: p50 {:?}, p99 {:?}", times[ROUNDS / 2], times[ROUNDS * 99 / 100]);
