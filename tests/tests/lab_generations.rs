@@ -23,7 +23,7 @@ fn a_change_in_a_large_cluster_is_in_force_at_once_and_the_daemon_stays_small() 
     let mut pusher = Pusher::connect(&lab);
     let whole = pusher.push(&cluster(&lab));
 
-    let changes: [(&str, fn(u32) -> Value); 4] = [
+    let changes: [(&str, Change); 4] = [
         ("an address", |n| json!([{ "upsert_addresses": [[pod_address(n), (n + 1) % IDENTITIES]] }])),
         ("an identity", |n| json!([{ "upsert_identity": identity(n, n + 3) }])),
         ("rules", |n| json!([{ "upsert_rules": rules(n % RULES, n + 3) }])),
@@ -62,6 +62,9 @@ fn a_change_in_a_large_cluster_is_in_force_at_once_and_the_daemon_stays_small() 
     let bound = Duration::from_millis(if cfg!(debug_assertions) { 60 } else { 3 });
     assert!(worst < bound, "{said}");
 }
+
+/// The changes of a generation, of this number.
+type Change = fn(u32) -> Value;
 
 fn pod_address(n: u32) -> Ipv4Addr {
     Ipv4Addr::from_bits(u32::from(Ipv4Addr::new(10, 64, 0, 0)) + n % ADDRESSES)

@@ -17,7 +17,7 @@ fn version(lab: &Lab, n: u32) -> Vec<Value> {
     let selector = 100 + n % 2;
     let mut ops = vec![json!({ "upsert_identity": { "id": 1, "selectors": [1, selector] } })];
     let mut takes = vec![selected(selector), block("203.0.113.0/24")];
-    if n % 2 == 0 {
+    if n.is_multiple_of(2) {
         takes.push(selected(4));
     }
     ops.extend(isolate(10 + n % 2, lab.address("pod-c"), Some(&takes), None));
