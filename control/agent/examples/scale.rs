@@ -105,6 +105,7 @@ fn measure(root: &Path) -> Outcome<()> {
     change(&mut model, &root.join("cluster-0.yaml"), "a remote pod's label, in a file of 1000", |round| {
         pod(0, "there", round % 400) + &others
     })?;
+    println!("peak: {} MiB", memory("VmHWM:")? / 1024);
     let start = Instant::now();
     let findings = model.findings().len();
     println!("{findings} findings: {:?}", start.elapsed());
@@ -131,9 +132,14 @@ fn change(model: &mut Model, file: &Path, what: &str, text: impl Fn(usize) -> St
     Ok(())
 }
 
-/// KiB.
+/// KiB now.
 fn resident() -> Outcome<u64> {
+    memory("VmRSS:")
+}
+
+/// KiB of a line of the process's status.
+fn memory(name: &str) -> Outcome<u64> {
     let status = std::fs::read_to_string("/proc/self/status")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).ok_or("no VmRSS")?;
+    let line = status.lines().find_map(|line| line.strip_prefix(name)).ok_or_else(|| format!("no {name}"))?;
     Ok(line.trim().trim_end_matches(" kB").parse()?)
 }

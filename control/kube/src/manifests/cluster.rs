@@ -176,7 +176,7 @@ impl Cluster {
 
     fn update_nodes(&mut self, changes: &mut Vec<Change>) {
         let manifests = self.sources.values().filter_map(|source| match &**source {
-            Source::Node(node, cidr) => Some((node, *cidr)),
+            Source::Node(node, cidr) => Some((&**node, *cidr)),
             _ => None,
         });
         let (changed, gone) = self.nodes.update(manifests);
@@ -225,11 +225,11 @@ impl Cluster {
 
     /// The services whose endpoints a pod's change may change.
     fn touched_by(&self, moved: &Moved, endpoints: &mut BTreeSet<Key>) {
-        let now = self.pods.pod(&moved.id).map(|placed| &placed.pod);
+        let now = self.pods.pod(&moved.id).map(|placed| &*placed.pod);
         for key in self.in_namespace.get(&moved.id.0).into_iter().flatten() {
             let selector = self.services.service(key).and_then(endpoints::selector);
             let Some(selector) = selector else { continue };
-            if [moved.before.as_ref(), now].into_iter().flatten().any(|pod| endpoints::selects(selector, pod))
+            if [moved.before.as_deref(), now].into_iter().flatten().any(|pod| endpoints::selects(selector, pod))
             {
                 endpoints.insert(key.clone());
             }
