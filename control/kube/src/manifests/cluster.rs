@@ -229,7 +229,10 @@ impl Cluster {
         for key in self.in_namespace.get(&moved.id.0).into_iter().flatten() {
             let selector = self.services.service(key).and_then(endpoints::selector);
             let Some(selector) = selector else { continue };
-            if [moved.before.as_deref(), now].into_iter().flatten().any(|pod| endpoints::selects(selector, pod))
+            if [moved.before.as_deref(), now]
+                .into_iter()
+                .flatten()
+                .any(|pod| endpoints::selects(selector, pod))
             {
                 endpoints.insert(key.clone());
             }

@@ -69,8 +69,7 @@ impl Files {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => None,
                 Err(error) => Some(File::unread(path, &error, old.as_ref())),
             };
-            let keys: BTreeSet<&Key> = old.iter().chain(&new).flat_map(|f| f.items.keys()).collect();
-            let keys: Vec<Key> = keys.into_iter().cloned().collect();
+            let keys = differing(old.as_ref(), new.as_ref());
             if let Some(old) = old {
                 self.files.insert(Arc::clone(path), old);
             }
@@ -153,8 +152,25 @@ impl Files {
     }
 }
 
-/// The objects of documents, by the hash of their text.
-type Documents<'a> = HashMap<u64, Vec<(&'a Key, &'a Held)>>;
+/// The objects of documents, in the order of the hashes of their texts.
+struct Documents<'a>(Vec<(&'a Key, &'a Held)>);
+
+impl<'a> Documents<'a> {
+    /// Those that need not be parsed again: of a file with a thousand pods, all but the one that changes.
+    fn new(old: Option<&'a File>) -> Self {
+        let items = old.into_iter().flat_map(|file| &file.items);
+        let mut items: Vec<_> = items.filter(|(_, held)| held.hash != 0).collect();
+        items.sort_unstable_by_key(|(_, held)| held.hash);
+        Self(items)
+    }
+
+    /// The objects of a document; none, if it is not known.
+    fn of(&self, hash: u64) -> &[(&'a Key, &'a Held)] {
+        let start = self.0.partition_point(|(_, held)| held.hash < hash);
+        let known = &self.0[start..];
+        &known[..known.partition_point(|(_, held)| held.hash == hash)]
+    }
+}
 
 /// What the objects of all files have in common is kept once.
 #[derive(Debug)]
@@ -197,6 +213,19 @@ impl Shared {
     }
 }
 
+/// The objects that are not the same memory in both: whatever else a file holds, neither its word nor its claim changes.
+fn differing(old: Option<&File>, new: Option<&File>) -> Vec<Key> {
+    let source = |file: Option<&File>, key: &Key| Some(Arc::as_ptr(&file?.items.get(key)?.source));
+    let keys = |file: Option<&File>, other: Option<&File>| -> Vec<Key> {
+        let all = file.into_iter().flat_map(|file| file.items.keys());
+        all.filter(|key| source(file, key) != source(other, key)).cloned().collect()
+    };
+    let mut keys = [keys(old, new), keys(new, old)].concat();
+    keys.sort_unstable();
+    keys.dedup();
+    keys
+}
+
 /// What of a file is broken.
 #[derive(Debug, Default)]
 struct Broken {
@@ -218,7 +247,7 @@ fn read(path: &Path) -> io::Result<String> {
 impl File {
     fn parse(path: &Arc<Path>, text: &str, old: Option<&Self>, shared: &mut Shared) -> Self {
         let mut file = Self::default();
-        let known = old.map(Self::documents).unwrap_or_default();
+        let known = Documents::new(old);
         let mut broken = Broken::default();
         if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("json")) {
             for outcome in text::json(text).into_iter().flat_map(decode::json) {
@@ -254,24 +283,14 @@ impl File {
 
     /// Takes a document over that was there before word by word; false when it was not.
     fn same(&mut self, hash: u64, line: usize, known: &Documents<'_>) -> bool {
-        let Some(items) = known.get(&hash) else { return false };
-        if items.iter().any(|(key, _)| self.items.contains_key(*key)) {
+        let items = known.of(hash);
+        if items.is_empty() || items.iter().any(|(key, _)| self.items.contains_key(*key)) {
             return false;
         }
         for (key, held) in items {
             self.items.insert((*key).clone(), Held { line, ..(*held).clone() });
         }
         true
-    }
-
-    /// The objects of the documents that need not be parsed again: of a file with a thousand pods, that is all but the one
-    /// that changes.
-    fn documents(&self) -> Documents<'_> {
-        let mut documents = Documents::new();
-        for (key, held) in self.items.iter().filter(|(_, held)| held.hash != 0) {
-            documents.entry(held.hash).or_default().push((key, held));
-        }
-        documents
     }
 
     fn unread(path: &Arc<Path>, error: &io::Error, old: Option<&Self>) -> Self {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use sluice_policy::{Phase, Pod};
 
-use super::decode::Key;
+use super::decode::{Key, Kind};
 use super::finding::Severity;
 use super::nodes::Nodes;
 use super::placement::{Allocations, Placement, Slot};
@@ -52,6 +52,7 @@ pub(super) struct Moved {
 #[derive(Debug)]
 pub(super) struct PodSet {
     pods: BTreeMap<PodId, Placed>,
+    /// The pods of workloads. A Pod's own is the one of its name.
     owned: HashMap<Key, Box<[PodId]>>,
     /// Owners that want a name that another one's pod has.
     blocked: BTreeSet<Key>,
@@ -91,7 +92,8 @@ impl PodSet {
 
     /// Every manifest that has pods.
     pub(super) fn owners(&self) -> impl Iterator<Item = &Key> {
-        self.owned.keys()
+        let single = self.pods.values().map(|placed| &placed.owner).filter(|owner| owner.kind == Kind::Pod);
+        self.owned.keys().chain(single)
     }
 
     /// The pods of a namespace, by name.
@@ -133,7 +135,13 @@ impl PodSet {
         let mut wanted: BTreeMap<PodId, Wanted> = BTreeMap::new();
         let mut gone: BTreeSet<PodId> = BTreeSet::new();
         for (owner, pods) in expanded {
-            gone.extend(self.owned.remove(&owner).unwrap_or_default());
+            if owner.kind == Kind::Pod {
+                let id = (Arc::clone(&owner.namespace), Arc::clone(&owner.name));
+                let holds = self.pods.get(&id).is_some_and(|placed| placed.owner == owner);
+                gone.extend(holds.then_some(id));
+            } else {
+                gone.extend(self.owned.remove(&owner).unwrap_or_default());
+            }
             let Some(template) = source(&owner).map(|pods| &pods.template) else { continue };
             let mut own = Vec::with_capacity(pods.len());
             for (id, pod) in pods {
@@ -148,7 +156,9 @@ impl PodSet {
                 let (ready, has_phase) = (template.ready, template.has_phase);
                 wanted.insert(id, Wanted { owner: owner.clone(), pod, has_phase, ready });
             }
-            self.owned.insert(owner, own.into());
+            if owner.kind != Kind::Pod {
+                self.owned.insert(owner, own.into());
+            }
         }
         gone.retain(|id| !wanted.contains_key(id));
         let mut moved = Vec::new();

@@ -4,8 +4,8 @@ use std::cmp::Reverse;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-use super::intern::NamedPort;
 use super::classes::{Traits, Turn};
+use super::intern::NamedPort;
 use super::{PodEntry, World};
 use crate::spec::PortName;
 use crate::{Phase, Pod};
