@@ -24,6 +24,7 @@ const MAX_FILE: u64 = 64 * 1024 * 1024;
 #[derive(Debug)]
 pub(super) struct Edit {
     pub key: Key,
+    pub before: Option<Arc<Source>>,
     pub source: Option<Arc<Source>>,
 }
 
@@ -88,7 +89,7 @@ impl Files {
                 (Some(now), Some(before)) => !Arc::ptr_eq(now, before) && now != before,
                 (now, before) => now.is_some() != before.is_some(),
             })
-            .map(|(now, key, _)| Edit { key, source: now })
+            .map(|(source, key, before)| Edit { key, before, source })
             .collect()
     }
 
@@ -116,7 +117,7 @@ impl Files {
     }
 
     /// What counts for an object.
-    fn source(&self, key: &Key) -> Option<&Arc<Source>> {
+    pub(super) fn source(&self, key: &Key) -> Option<&Arc<Source>> {
         self.held(key).map(|(_, held)| &held.source)
     }
 
