@@ -74,13 +74,14 @@ impl LabelPool {
         if let Some(known) = self.labels.known(labels) {
             return known;
         }
-        let pairs: BTreeMap<_, _> =
-            labels.iter().map(|(k, v)| (self.texts.keep(k), self.texts.keep(v))).collect();
-        let same = |((k, v), (a, b)): ((&Arc<str>, &Arc<str>), (&Arc<str>, &Arc<str>))| {
-            Arc::ptr_eq(k, a) && Arc::ptr_eq(v, b)
-        };
         // Labels from another pool stay one with that pool's.
-        let whole = pairs.iter().zip(labels.iter()).all(same);
+        let mut whole = true;
+        let mut keep = |text| {
+            let kept = self.texts.keep(text);
+            whole &= Arc::ptr_eq(&kept, text);
+            kept
+        };
+        let pairs: BTreeMap<_, _> = labels.iter().map(|(k, v)| (keep(k), keep(v))).collect();
         if whole { self.labels.keep(labels) } else { self.labels.keep(&pairs.into()) }
     }
 }
