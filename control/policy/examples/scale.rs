@@ -165,7 +165,7 @@ fn pod(n: u32) -> Pod {
 }
 
 fn upsert(pod: Pod) -> Change {
-    Change::Upsert(Object::Pod(pod))
+    Change::Upsert(Object::Pod(pod.into()))
 }
 
 /// Policies as they are met: who may reach an app on its port by name, monitoring from another namespace, what goes out.

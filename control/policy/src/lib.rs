@@ -16,6 +16,7 @@
 mod admission;
 mod model;
 mod numbers;
+mod pool;
 mod selector;
 mod spec;
 mod world;
@@ -25,4 +26,5 @@ pub use model::{
     Change, ContainerPort, EndpointSlice, Kind, Labels, Namespace, Node, Object, ObjectId, Phase, Pod,
     Service, ServicePort, SliceEndpoint, SlicePort,
 };
+pub use pool::{LabelPool, Pool};
 pub use world::{Decision, End, EnforcingMode, Finding, Half, Probe, Settings, Update, World};

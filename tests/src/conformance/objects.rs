@@ -77,5 +77,5 @@ pub(crate) fn pod(from: &case::Pod, number: u32, host: Option<Ipv4Addr>) -> Resu
             ..PodStatus::default()
         }),
     };
-    sluice_policy::Pod::try_from(&pod).map(Object::Pod)
+    sluice_policy::Pod::try_from(&pod).map(|pod| Object::Pod(pod.into()))
 }

@@ -104,7 +104,7 @@ pub(super) fn load(directory: &Path, reading: &Reading) -> Result<Cluster> {
         match object {
             Object::Namespace(namespace) => cluster.namespaces.push(namespace),
             Object::Node(node) => cluster.nodes.push(node),
-            Object::Pod(pod) => cluster.pods.push(pod),
+            Object::Pod(pod) => cluster.pods.push(Arc::unwrap_or_clone(pod)),
             Object::NetworkPolicy(policy) => {
                 let key = Key {
                     kind: Kind::NetworkPolicy,
@@ -192,7 +192,7 @@ impl Cluster {
             .cloned()
             .map(Object::Namespace)
             .chain(self.nodes.iter().cloned().map(Object::Node))
-            .chain(pods.map(Object::Pod))
+            .chain(pods.map(|pod| Object::Pod(pod.into())))
             .chain(self.policies.iter().map(|placed| Object::NetworkPolicy(placed.policy.clone())));
         for object in objects {
             // What is refused was refused when it was read, and is among the findings.

@@ -26,6 +26,7 @@ use super::source::{Pods, Source};
 /// Everything there is.
 #[derive(Debug)]
 pub(super) struct Cluster {
+    /// What is not asked of the files because it is looked through: namespaces and nodes.
     sources: HashMap<Key, Arc<Source>>,
     /// Namespaces that something lies in, and how much.
     used: BTreeMap<Arc<str>, usize>,
@@ -77,18 +78,20 @@ impl Cluster {
     }
 
     /// Takes the objects that are others now; gives what that changes.
-    pub(super) fn apply(&mut self, edits: Vec<Edit>) -> Vec<Change> {
+    pub(super) fn apply(&mut self, edits: Vec<Edit>, files: &Files) -> Vec<Change> {
         let mut changes = Vec::new();
         let mut namespaces = BTreeSet::new();
         let mut owners = BTreeSet::new();
         let mut services = BTreeSet::new();
         let mut endpoints = BTreeSet::new();
         let mut nodes_touched = std::mem::take(&mut self.first);
-        for Edit { key, source } in edits {
-            let old = match &source {
-                Some(source) => self.sources.insert(key.clone(), Arc::clone(source)),
-                None => self.sources.remove(&key),
-            };
+        for Edit { key, before: old, source } in edits {
+            if matches!(key.kind, Kind::Namespace | Kind::Node) {
+                match &source {
+                    Some(source) => self.sources.insert(key.clone(), Arc::clone(source)),
+                    None => self.sources.remove(&key),
+                };
+            }
             self.count(&key, old.is_some(), source.is_some());
             namespaces.insert(if key.kind == Kind::Namespace {
                 key.name.clone()
@@ -123,12 +126,12 @@ impl Cluster {
                 owners.extend(self.pods.owners().cloned());
             }
         }
-        let moved = self.update_pods(owners);
+        let moved = self.update_pods(owners, files);
         for moved in &moved {
             self.touched_by(moved, &mut endpoints);
             changes.push(self.pod_change(moved));
         }
-        for (key, object) in self.update_services(services) {
+        for (key, object) in self.update_services(services, files) {
             endpoints.insert(key.clone());
             let there = object.is_some();
             changes.push(object.map_or_else(|| Change::Delete(id(&key)), Change::Upsert));
@@ -176,7 +179,7 @@ impl Cluster {
 
     fn update_nodes(&mut self, changes: &mut Vec<Change>) {
         let manifests = self.sources.values().filter_map(|source| match &**source {
-            Source::Node(node, cidr) => Some((node, *cidr)),
+            Source::Node(node, cidr) => Some((&**node, *cidr)),
             _ => None,
         });
         let (changed, gone) = self.nodes.update(manifests);
@@ -186,13 +189,12 @@ impl Cluster {
         }));
     }
 
-    fn update_pods(&mut self, owners: BTreeSet<Key>) -> Vec<Moved> {
+    fn update_pods(&mut self, owners: BTreeSet<Key>, files: &Files) -> Vec<Moved> {
         if owners.is_empty() {
             return Vec::new();
         }
-        let sources = &self.sources;
         let source = |key: &Key| -> Option<&Pods> {
-            match &**sources.get(key)? {
+            match &**files.source(key)? {
                 Source::Pods(pods) => Some(pods),
                 _ => None,
             }
@@ -200,12 +202,11 @@ impl Cluster {
         self.pods.update(owners, source, &mut self.nodes, &mut self.problems)
     }
 
-    fn update_services(&mut self, dirty: BTreeSet<Key>) -> Vec<(Key, Option<Object>)> {
+    fn update_services(&mut self, dirty: BTreeSet<Key>, files: &Files) -> Vec<(Key, Option<Object>)> {
         if dirty.is_empty() {
             return Vec::new();
         }
-        let sources = &self.sources;
-        let source = |key: &Key| match &**sources.get(key)? {
+        let source = |key: &Key| match &**files.source(key)? {
             Source::Service(service) => Some(&**service),
             _ => None,
         };
@@ -225,11 +226,14 @@ impl Cluster {
 
     /// The services whose endpoints a pod's change may change.
     fn touched_by(&self, moved: &Moved, endpoints: &mut BTreeSet<Key>) {
-        let now = self.pods.pod(&moved.id).map(|placed| &placed.pod);
+        let now = self.pods.pod(&moved.id).map(|placed| &*placed.pod);
         for key in self.in_namespace.get(&moved.id.0).into_iter().flatten() {
             let selector = self.services.service(key).and_then(endpoints::selector);
             let Some(selector) = selector else { continue };
-            if [moved.before.as_ref(), now].into_iter().flatten().any(|pod| endpoints::selects(selector, pod))
+            if [moved.before.as_deref(), now]
+                .into_iter()
+                .flatten()
+                .any(|pod| endpoints::selects(selector, pod))
             {
                 endpoints.insert(key.clone());
             }

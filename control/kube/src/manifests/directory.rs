@@ -116,6 +116,6 @@ impl Directory {
             };
         }
         let edits = self.files.reload(paths);
-        Batch { changes: self.cluster.apply(edits), files: paths.len() }
+        Batch { changes: self.cluster.apply(edits, &self.files), files: paths.len() }
     }
 }

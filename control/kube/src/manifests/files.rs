@@ -10,6 +10,8 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+use sluice_policy::{ContainerPort, LabelPool, Pool};
+
 use super::decode::{self, Item, Key, Outcome};
 use super::finding::{Finding, Severity};
 use super::source::Source;
@@ -22,6 +24,7 @@ const MAX_FILE: u64 = 64 * 1024 * 1024;
 #[derive(Debug)]
 pub(super) struct Edit {
     pub key: Key,
+    pub before: Option<Arc<Source>>,
     pub source: Option<Arc<Source>>,
 }
 
@@ -29,19 +32,16 @@ pub(super) struct Edit {
 #[derive(Debug, Default)]
 pub(super) struct Files {
     files: BTreeMap<Arc<Path>, File>,
-    /// The files that speak of an object; the first in path order counts.
-    claims: HashMap<Key, BTreeSet<Arc<Path>>>,
-    /// Objects of which more than one file speaks.
-    disputed: BTreeSet<Key>,
-    hashing: RandomState,
+    /// The file that speaks of an object; of several, the first in path order, whose word counts.
+    claims: HashMap<Key, Arc<Path>>,
+    /// Objects of which more than one file speaks, with all of them.
+    disputed: BTreeMap<Key, BTreeSet<Arc<Path>>>,
+    shared: Shared,
 }
 
 #[derive(Debug, Default)]
 struct File {
     items: BTreeMap<Key, Held>,
-    /// The objects of documents that there was nothing to say about, by the hash of their text: of a file with a thousand
-    /// pods, only the one that changes is parsed again.
-    parsed: HashMap<u64, Vec<Key>>,
     findings: Vec<Finding>,
 }
 
@@ -49,7 +49,7 @@ struct File {
 struct Held {
     line: usize,
     source: Arc<Source>,
-    /// Hash of the text of its document; 0 where it is not known.
+    /// Hash of the text of its document; 0 where it is not known, or there was something to say about the document.
     hash: u64,
 }
 
@@ -66,12 +66,11 @@ impl Files {
             let text = read(path);
             let old = self.files.remove(path);
             let new = match text {
-                Ok(text) => Some(File::parse(path, &text, old.as_ref(), &self.hashing)),
+                Ok(text) => Some(File::parse(path, &text, old.as_ref(), &mut self.shared)),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => None,
                 Err(error) => Some(File::unread(path, &error, old.as_ref())),
             };
-            let keys: BTreeSet<&Key> = old.iter().chain(&new).flat_map(|f| f.items.keys()).collect();
-            let keys: Vec<Key> = keys.into_iter().cloned().collect();
+            let keys = differing(old.as_ref(), new.as_ref());
             if let Some(old) = old {
                 self.files.insert(Arc::clone(path), old);
             }
@@ -90,39 +89,40 @@ impl Files {
                 (Some(now), Some(before)) => !Arc::ptr_eq(now, before) && now != before,
                 (now, before) => now.is_some() != before.is_some(),
             })
-            .map(|(now, key, _)| Edit { key, source: now })
+            .map(|(source, key, before)| Edit { key, before, source })
             .collect()
     }
 
     fn claim(&mut self, path: &Arc<Path>, key: Key) {
         let held = self.files.get(path).is_some_and(|file| file.items.contains_key(&key));
-        let claims = self.claims.entry(key.clone()).or_default();
+        let known = self.claims.get(&key);
+        let mut claims = self.disputed.remove(&key).unwrap_or_else(|| known.into_iter().cloned().collect());
         if held {
             claims.insert(Arc::clone(path));
         } else {
             claims.remove(path);
         }
-        match claims.len() {
-            0 => {
+        match claims.first() {
+            Some(first) if known != Some(first) => {
+                self.claims.insert(key.clone(), Arc::clone(first));
+            }
+            Some(_) => {}
+            None => {
                 self.claims.remove(&key);
-                self.disputed.remove(&key);
             }
-            1 => {
-                self.disputed.remove(&key);
-            }
-            _ => {
-                self.disputed.insert(key);
-            }
+        }
+        if claims.len() > 1 {
+            self.disputed.insert(key, claims);
         }
     }
 
     /// What counts for an object.
-    fn source(&self, key: &Key) -> Option<&Arc<Source>> {
+    pub(super) fn source(&self, key: &Key) -> Option<&Arc<Source>> {
         self.held(key).map(|(_, held)| &held.source)
     }
 
     fn held(&self, key: &Key) -> Option<(&Arc<Path>, &Held)> {
-        let path = self.claims.get(key)?.first()?;
+        let path = self.claims.get(key)?;
         Some((path, self.files.get(path)?.items.get(key)?))
     }
 
@@ -134,8 +134,8 @@ impl Files {
     /// Everything there is to say about the files.
     pub(super) fn findings(&self) -> Vec<Finding> {
         let mut findings: Vec<_> = self.files.values().flat_map(|f| f.findings.iter().cloned()).collect();
-        for key in &self.disputed {
-            let mut places = self.claims[key].iter().filter_map(|path| {
+        for (key, paths) in &self.disputed {
+            let mut places = paths.iter().filter_map(|path| {
                 let line = self.files.get(path)?.items.get(key)?.line;
                 Some((path, line))
             });
@@ -151,6 +151,80 @@ impl Files {
         }
         findings
     }
+}
+
+/// The objects of documents, in the order of the hashes of their texts.
+struct Documents<'a>(Vec<(&'a Key, &'a Held)>);
+
+impl<'a> Documents<'a> {
+    /// Those that need not be parsed again: of a file with a thousand pods, all but the one that changes.
+    fn new(old: Option<&'a File>) -> Self {
+        let items = old.into_iter().flat_map(|file| &file.items);
+        let mut items: Vec<_> = items.filter(|(_, held)| held.hash != 0).collect();
+        items.sort_unstable_by_key(|(_, held)| held.hash);
+        Self(items)
+    }
+
+    /// The objects of a document; none, if it is not known.
+    fn of(&self, hash: u64) -> &[(&'a Key, &'a Held)] {
+        let start = self.0.partition_point(|(_, held)| held.hash < hash);
+        let known = &self.0[start..];
+        &known[..known.partition_point(|(_, held)| held.hash == hash)]
+    }
+}
+
+/// What the objects of all files have in common is kept once.
+#[derive(Debug)]
+struct Shared {
+    hashing: RandomState,
+    labels: LabelPool,
+    ports: Pool<[ContainerPort]>,
+}
+
+impl Default for Shared {
+    fn default() -> Self {
+        // They go on to the compiler, which has pools of its own.
+        Self { hashing: RandomState::new(), labels: LabelPool::new(2), ports: Pool::new(2) }
+    }
+}
+
+impl Shared {
+    fn outcome(&mut self, mut outcome: Outcome) -> Outcome {
+        if let Outcome::Good(item) = &mut outcome {
+            self.share(item);
+        }
+        outcome
+    }
+
+    fn share(&mut self, item: &mut Item) {
+        let key = &mut item.key;
+        key.namespace = self.labels.text(&key.namespace);
+        let Source::Pods(pods) = &mut item.source else { return };
+        let pod = Arc::make_mut(&mut pods.template.pod);
+        pod.namespace = Arc::clone(&key.namespace);
+        if pod.name == key.name {
+            pod.name = Arc::clone(&key.name);
+        }
+        pod.labels = self.labels.labels(&pod.labels);
+        pod.node = pod.node.as_ref().map(|node| self.labels.text(node));
+        pod.ports = self.ports.keep(&pod.ports);
+        if pod.uid.is_empty() {
+            pod.uid = self.labels.text(&pod.uid);
+        }
+    }
+}
+
+/// The objects that are not the same memory in both: whatever else a file holds, neither its word nor its claim changes.
+fn differing(old: Option<&File>, new: Option<&File>) -> Vec<Key> {
+    let source = |file: Option<&File>, key: &Key| Some(Arc::as_ptr(&file?.items.get(key)?.source));
+    let keys = |file: Option<&File>, other: Option<&File>| -> Vec<Key> {
+        let all = file.into_iter().flat_map(|file| file.items.keys());
+        all.filter(|key| source(file, key) != source(other, key)).cloned().collect()
+    };
+    let mut keys = [keys(old, new), keys(new, old)].concat();
+    keys.sort_unstable();
+    keys.dedup();
+    keys
 }
 
 /// What of a file is broken.
@@ -172,29 +246,32 @@ fn read(path: &Path) -> io::Result<String> {
 }
 
 impl File {
-    fn parse(path: &Arc<Path>, text: &str, old: Option<&Self>, hashing: &RandomState) -> Self {
+    fn parse(path: &Arc<Path>, text: &str, old: Option<&Self>, shared: &mut Shared) -> Self {
         let mut file = Self::default();
+        let known = Documents::new(old);
         let mut broken = Broken::default();
         if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("json")) {
             for outcome in text::json(text).into_iter().flat_map(decode::json) {
-                file.take(path, outcome, 0, old, &mut broken);
+                file.take(path, shared.outcome(outcome), 0, old, &mut broken);
             }
         } else {
             for document in text::documents(text) {
-                let hash = hashing.hash_one(document.text());
-                if file.same(hash, document.line, old) {
+                let hash = shared.hashing.hash_one(document.text());
+                if file.same(hash, document.line, &known) {
                     continue;
                 }
                 let said = file.findings.len();
                 let mut keys = Vec::new();
                 for outcome in decode::yaml(&document) {
+                    let outcome = shared.outcome(outcome);
                     if let Outcome::Good(item) = &outcome {
                         keys.push(item.key.clone());
                     }
                     file.take(path, outcome, hash, old, &mut broken);
                 }
-                if file.findings.len() == said {
-                    file.parsed.insert(hash, keys);
+                // What there is to say must be said again: such a document is always parsed.
+                for key in keys.iter().filter(|_| file.findings.len() > said) {
+                    file.items.get_mut(key).into_iter().for_each(|held| held.hash = 0);
                 }
             }
         }
@@ -206,17 +283,14 @@ impl File {
     }
 
     /// Takes a document over that was there before word by word; false when it was not.
-    fn same(&mut self, hash: u64, line: usize, old: Option<&Self>) -> bool {
-        let Some((old, keys)) = old.and_then(|old| Some((old, old.parsed.get(&hash)?))) else { return false };
-        let held: Option<Vec<_>> =
-            keys.iter().map(|key| old.items.get(key).filter(|held| held.hash == hash)).collect();
-        let Some(held) = held.filter(|_| keys.iter().all(|key| !self.items.contains_key(key))) else {
+    fn same(&mut self, hash: u64, line: usize, known: &Documents<'_>) -> bool {
+        let items = known.of(hash);
+        if items.is_empty() || items.iter().any(|(key, _)| self.items.contains_key(*key)) {
             return false;
-        };
-        for (key, held) in keys.iter().zip(held) {
-            self.items.insert(key.clone(), Held { line, ..held.clone() });
         }
-        self.parsed.insert(hash, keys.clone());
+        for (key, held) in items {
+            self.items.insert((*key).clone(), Held { line, ..(*held).clone() });
+        }
         true
     }
 

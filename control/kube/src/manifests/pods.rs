@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use sluice_policy::{Phase, Pod};
 
-use super::decode::Key;
+use super::decode::{Key, Kind};
 use super::finding::Severity;
 use super::nodes::Nodes;
 use super::placement::{Allocations, Placement, Slot};
@@ -23,7 +23,7 @@ pub(super) type PodId = (Arc<str>, Arc<str>);
 #[derive(Debug, Clone)]
 pub(super) struct Placed {
     /// As everybody else sees it.
-    pub pod: Pod,
+    pub pod: Arc<Pod>,
     /// Its conditions do not say that it is not ready.
     pub ready: bool,
     owner: Key,
@@ -45,14 +45,15 @@ enum Held {
 #[derive(Debug)]
 pub(super) struct Moved {
     pub id: PodId,
-    pub before: Option<Pod>,
+    pub before: Option<Arc<Pod>>,
 }
 
 /// Every pod.
 #[derive(Debug)]
 pub(super) struct PodSet {
     pods: BTreeMap<PodId, Placed>,
-    owned: HashMap<Key, Vec<PodId>>,
+    /// The pods of workloads. A Pod's own is the one of its name.
+    owned: HashMap<Key, Box<[PodId]>>,
     /// Owners that want a name that another one's pod has.
     blocked: BTreeSet<Key>,
     /// Pods that wait for an address.
@@ -65,7 +66,7 @@ pub(super) struct PodSet {
 /// A pod that a manifest asks for.
 struct Wanted {
     owner: Key,
-    pod: Pod,
+    pod: Arc<Pod>,
     has_phase: bool,
     ready: bool,
 }
@@ -91,7 +92,8 @@ impl PodSet {
 
     /// Every manifest that has pods.
     pub(super) fn owners(&self) -> impl Iterator<Item = &Key> {
-        self.owned.keys()
+        let single = self.pods.values().map(|placed| &placed.owner).filter(|owner| owner.kind == Kind::Pod);
+        self.owned.keys().chain(single)
     }
 
     /// The pods of a namespace, by name.
@@ -121,7 +123,7 @@ impl PodSet {
         problems: &mut Problems,
     ) -> Vec<Moved> {
         dirty.append(&mut self.blocked);
-        let mut expanded: BTreeMap<Key, Vec<(PodId, Pod)>> = BTreeMap::new();
+        let mut expanded: BTreeMap<Key, Vec<(PodId, Arc<Pod>)>> = BTreeMap::new();
         while let Some(owner) = dirty.pop_first() {
             problems.clear(&owner);
             let pods = source(&owner).map(|pods| expand(&owner, pods, nodes, problems)).unwrap_or_default();
@@ -133,9 +135,15 @@ impl PodSet {
         let mut wanted: BTreeMap<PodId, Wanted> = BTreeMap::new();
         let mut gone: BTreeSet<PodId> = BTreeSet::new();
         for (owner, pods) in expanded {
-            gone.extend(self.owned.remove(&owner).unwrap_or_default());
+            if owner.kind == Kind::Pod {
+                let id = (Arc::clone(&owner.namespace), Arc::clone(&owner.name));
+                let holds = self.pods.get(&id).is_some_and(|placed| placed.owner == owner);
+                gone.extend(holds.then_some(id));
+            } else {
+                gone.extend(self.owned.remove(&owner).unwrap_or_default());
+            }
             let Some(template) = source(&owner).map(|pods| &pods.template) else { continue };
-            let mut own = Vec::new();
+            let mut own = Vec::with_capacity(pods.len());
             for (id, pod) in pods {
                 if let Some(other) = wanted.get(&id).map(|other| &other.owner) {
                     let name = full_name(&id);
@@ -148,7 +156,9 @@ impl PodSet {
                 let (ready, has_phase) = (template.ready, template.has_phase);
                 wanted.insert(id, Wanted { owner: owner.clone(), pod, has_phase, ready });
             }
-            self.owned.insert(owner, own);
+            if owner.kind != Kind::Pod {
+                self.owned.insert(owner, own.into());
+            }
         }
         gone.retain(|id| !wanted.contains_key(id));
         let mut moved = Vec::new();
@@ -171,7 +181,7 @@ impl PodSet {
         problems: &mut Problems,
         moved: &mut Vec<Moved>,
     ) {
-        let mut before: BTreeMap<PodId, Option<Pod>> = BTreeMap::new();
+        let mut before: BTreeMap<PodId, Option<Arc<Pod>>> = BTreeMap::new();
         let mut homeless: BTreeSet<PodId> = BTreeSet::new();
         // First what pods hold already, so that nobody takes it from them.
         for (id, wanted) in wanted {
@@ -188,7 +198,7 @@ impl PodSet {
             match &old {
                 Some(old) if stays => {
                     held = old.held;
-                    pod.ip = old.pod.ip;
+                    set_address(&mut pod, old.pod.ip);
                 }
                 Some(old) => self.give_back(old, nodes),
                 None => {}
@@ -196,7 +206,7 @@ impl PodSet {
             if held == Held::Nothing {
                 homeless.insert(id.clone());
             } else if !has_phase {
-                pod.phase = phase_of(pod.ip);
+                follow_address(&mut pod);
             }
             before.insert(id.clone(), old.map(|old| old.pod));
             self.pods.insert(id, Placed { pod, ready, owner, held, asked, has_phase });
@@ -214,9 +224,11 @@ impl PodSet {
         for id in homeless {
             let Some(mut placed) = self.pods.remove(&id) else { continue };
             problems.clear_pod(&id);
-            (placed.pod.ip, placed.held) = self.home(&id, &placed, nodes, problems);
+            let (ip, held) = self.home(&id, &placed, nodes, problems);
+            placed.held = held;
+            set_address(&mut placed.pod, ip);
             if !placed.has_phase {
-                placed.pod.phase = phase_of(placed.pod.ip);
+                follow_address(&mut placed.pod);
             }
             self.pods.insert(id, placed);
         }
@@ -338,8 +350,18 @@ impl PodSet {
     }
 }
 
-fn phase_of(ip: Option<Ipv4Addr>) -> Phase {
-    if ip.is_some() { Phase::Running } else { Phase::Pending }
+fn set_address(pod: &mut Arc<Pod>, ip: Option<Ipv4Addr>) {
+    if pod.ip != ip {
+        Arc::make_mut(pod).ip = ip;
+    }
+}
+
+/// A pod of which nobody says in which phase it is runs as soon as it has an address.
+fn follow_address(pod: &mut Arc<Pod>) {
+    let phase = if pod.ip.is_some() { Phase::Running } else { Phase::Pending };
+    if pod.phase != phase {
+        Arc::make_mut(pod).phase = phase;
+    }
 }
 
 fn is_finished(pod: &Pod) -> bool {
@@ -351,11 +373,13 @@ pub(super) fn full_name(id: &PodId) -> String {
 }
 
 /// The pods that a manifest asks for, each with its name and its node.
-fn expand(owner: &Key, pods: &Pods, nodes: &Nodes, problems: &mut Problems) -> Vec<(PodId, Pod)> {
+fn expand(owner: &Key, pods: &Pods, nodes: &Nodes, problems: &mut Problems) -> Vec<(PodId, Arc<Pod>)> {
     let template = &pods.template;
     let single = |name: String, labels: &[(&str, String)]| {
         let mut pod = named(template, name, labels);
-        pod.node = pod.node.or_else(|| nodes.with_labels(&template.node_selector).next().cloned());
+        if pod.node.is_none() {
+            Arc::make_mut(&mut pod).node = nodes.with_labels(&template.node_selector).next().cloned();
+        }
         ((Arc::clone(&owner.namespace), Arc::clone(&pod.name)), pod)
     };
     let list: Vec<_> = match pods.replicas {
@@ -375,7 +399,7 @@ fn expand(owner: &Key, pods: &Pods, nodes: &Nodes, problems: &mut Problems) -> V
             .with_labels(&template.node_selector)
             .map(|node| {
                 let mut pod = named(template, format!("{}-{node}", owner.name), &[]);
-                pod.node = Some(Arc::clone(node));
+                Arc::make_mut(&mut pod).node = Some(Arc::clone(node));
                 ((Arc::clone(&owner.namespace), Arc::clone(&pod.name)), pod)
             })
             .collect(),
@@ -394,8 +418,12 @@ fn expand(owner: &Key, pods: &Pods, nodes: &Nodes, problems: &mut Problems) -> V
     list
 }
 
-fn named(template: &Template, name: String, labels: &[(&str, String)]) -> Pod {
-    let mut pod = template.pod.clone();
+fn named(template: &Template, name: String, labels: &[(&str, String)]) -> Arc<Pod> {
+    let mut shared = Arc::clone(&template.pod);
+    if *shared.name == *name && !shared.uid.is_empty() && labels.is_empty() {
+        return shared;
+    }
+    let pod = Arc::make_mut(&mut shared);
     if *pod.name != *name {
         pod.name = name.into();
     }
@@ -407,5 +435,5 @@ fn named(template: &Template, name: String, labels: &[(&str, String)]) -> Pod {
         all.extend(labels.iter().map(|(key, value)| (Arc::from(*key), Arc::from(value.as_str()))));
         pod.labels = all.into();
     }
-    pod
+    shared
 }

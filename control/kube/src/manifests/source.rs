@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
+use std::sync::Arc;
 
 use ipnet::Ipv4Net;
 use k8s_openapi::Metadata;
@@ -31,8 +32,8 @@ type Reasons = Vec<String>;
 pub(super) enum Source {
     Namespace(sluice_policy::Namespace),
     /// A node, and the range of its pods.
-    Node(sluice_policy::Node, Option<Ipv4Net>),
-    Pods(Box<Pods>),
+    Node(Box<sluice_policy::Node>, Option<Ipv4Net>),
+    Pods(Pods),
     Service(Box<Service>),
     /// A hand-written slice.
     Slice(Box<sluice_policy::EndpointSlice>),
@@ -61,7 +62,7 @@ pub(super) enum Replicas {
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Template {
     /// As the manifest has it: node and address only where it gives them.
-    pub pod: sluice_policy::Pod,
+    pub pod: Arc<sluice_policy::Pod>,
     pub node_selector: BTreeMap<String, String>,
     /// The manifest says in which phase it is.
     pub has_phase: bool,
@@ -92,7 +93,7 @@ pub(super) fn read(
                 })
             });
             Ok(Source::Node(
-                (&*node).try_into().map_err(|refusals: Vec<Refusal>| words(&refusals))?,
+                Box::new((&*node).try_into().map_err(|refusals: Vec<Refusal>| words(&refusals))?),
                 cidr.transpose()?,
             ))
         }),
@@ -205,7 +206,7 @@ fn required(field: &str) -> Reasons {
 }
 
 fn pods(replicas: Replicas, template: Template) -> Source {
-    Source::Pods(Box::new(Pods { replicas, template }))
+    Source::Pods(Pods { replicas, template })
 }
 
 fn numbered(
@@ -246,7 +247,7 @@ fn template(pod: &mut Pod) -> Result<Template, Reasons> {
     let unready = conditions.into_iter().any(|c| c.type_ == "Ready" && c.status != "True");
     let has_phase = status.is_some_and(|s| s.phase.as_ref().is_some_and(|phase| !phase.is_empty()));
     let node_selector = pod.spec.as_mut().and_then(|spec| spec.node_selector.take()).unwrap_or_default();
-    Ok(Template { pod: slim, node_selector, has_phase, ready: !unready })
+    Ok(Template { pod: slim.into(), node_selector, has_phase, ready: !unready })
 }
 
 /// A workload's selector must match its own pods, or its controller would make pods without end.

@@ -194,8 +194,8 @@ pub enum Object {
     Namespace(Namespace),
     /// A node.
     Node(Node),
-    /// A pod.
-    Pod(Pod),
+    /// A pod, which others may hold, too: there are many.
+    Pod(Arc<Pod>),
     /// A policy, as it was written or stored.
     NetworkPolicy(Box<NetworkPolicy>),
     /// A service.

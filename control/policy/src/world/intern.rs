@@ -1,38 +1,37 @@
 //! Equal values kept once. Pods of one workload share everything but name, uid and address, so a hundred thousand of them
 //! cost little more than their table; and what is interned can be compared and hashed by its place.
 
-use std::collections::BTreeMap;
-use std::hash::Hash;
 use std::sync::Arc;
 
-use hashbrown::{HashMap, HashSet};
+use hashbrown::HashMap;
 use sluice_state::Protocol;
 
-use crate::{ContainerPort, Labels};
+use crate::{ContainerPort, LabelPool, Labels, Pool};
 
 /// A named port of a pod: what its name stands for.
 pub(super) type NamedPort = (Arc<str>, Protocol, u16);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Interner {
-    texts: Pool<str>,
-    labels: Pool<BTreeMap<Arc<str>, Arc<str>>>,
+    labels: LabelPool,
     /// The ports of containers, and those of them that have names.
     ports: HashMap<Arc<[ContainerPort]>, Arc<[NamedPort]>, foldhash::fast::RandomState>,
     named: Pool<[NamedPort]>,
 }
 
+impl Default for Interner {
+    fn default() -> Self {
+        Self { labels: LabelPool::new(1), ports: HashMap::default(), named: Pool::new(1) }
+    }
+}
+
 impl Interner {
     pub(super) fn text(&mut self, text: &Arc<str>) -> Arc<str> {
-        self.texts.keep(text)
+        self.labels.text(text)
     }
 
     pub(super) fn labels(&mut self, labels: &Labels) -> Labels {
-        if let Some(known) = self.labels.known(labels) {
-            return known;
-        }
-        let pairs = labels.iter().map(|(k, v)| (self.texts.keep(k), self.texts.keep(v)));
-        self.labels.keep(&Arc::new(pairs.collect()))
+        self.labels.labels(labels)
     }
 
     pub(super) fn ports(&mut self, ports: &Arc<[ContainerPort]>) -> (Arc<[ContainerPort]>, Arc<[NamedPort]>) {
@@ -54,36 +53,5 @@ impl Interner {
         let named = self.named.keep(&named.into());
         self.ports.insert(ports.clone(), named.clone());
         (ports, named)
-    }
-}
-
-#[derive(Debug)]
-struct Pool<T: ?Sized> {
-    values: HashSet<Arc<T>, foldhash::fast::RandomState>,
-    /// When there are so many, those that nobody else has are thrown out.
-    limit: usize,
-}
-
-impl<T: ?Sized> Default for Pool<T> {
-    fn default() -> Self {
-        Self { values: HashSet::default(), limit: 1024 }
-    }
-}
-
-impl<T: ?Sized + Hash + Eq> Pool<T> {
-    fn known(&self, value: &T) -> Option<Arc<T>> {
-        self.values.get(value).cloned()
-    }
-
-    fn keep(&mut self, value: &Arc<T>) -> Arc<T> {
-        if let Some(known) = self.values.get(value) {
-            return known.clone();
-        }
-        if self.values.len() >= self.limit {
-            self.values.retain(|v| Arc::strong_count(v) > 1);
-            self.limit = (2 * self.values.len()).max(1024);
-        }
-        self.values.insert(value.clone());
-        value.clone()
     }
 }

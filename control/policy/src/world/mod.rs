@@ -124,7 +124,7 @@ impl NamespaceEntry {
 
 #[derive(Debug)]
 struct PodEntry {
-    pod: Pod,
+    pod: Arc<Pod>,
     named: Arc<[NamedPort]>,
     /// Its class and its place there; pods without an address of their own have none.
     class: Option<(u32, usize)>,

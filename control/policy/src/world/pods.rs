@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use super::classes::{Traits, Turn};
+use super::intern::NamedPort;
 use super::{PodEntry, World};
 use crate::spec::PortName;
 use crate::{Phase, Pod};
@@ -40,15 +41,8 @@ impl Takers {
 }
 
 impl World {
-    pub(super) fn upsert_pod(&mut self, pod: Pod) {
-        let (ports, named) = self.interner.ports(&pod.ports);
-        let pod = Pod {
-            namespace: self.interner.text(&pod.namespace),
-            labels: self.interner.labels(&pod.labels),
-            node: pod.node.as_ref().map(|node| self.interner.text(node)),
-            ports,
-            ..pod
-        };
+    pub(super) fn upsert_pod(&mut self, pod: Arc<Pod>) {
+        let (pod, named) = self.intern_pod(pod);
         let known = self.namespaces.get(&pod.namespace).and_then(|n| n.pods.get(&pod.name).copied());
         if known.and_then(|id| self.pods.get(id)).is_some_and(|old| old.pod == pod) {
             return;
@@ -73,6 +67,24 @@ impl World {
         self.mark_host_ports(&pod);
         self.pods.insert(id, PodEntry { pod, named, class: None });
         self.classify(id);
+    }
+
+    /// The pod of parts that are kept once: itself, where it is of those already.
+    fn intern_pod(&mut self, mut pod: Arc<Pod>) -> (Arc<Pod>, Arc<[NamedPort]>) {
+        let (ports, named) = self.interner.ports(&pod.ports);
+        let namespace = self.interner.text(&pod.namespace);
+        let labels = self.interner.labels(&pod.labels);
+        let node = pod.node.as_ref().map(|node| self.interner.text(node));
+        let same_node = pod.node.iter().zip(&node).all(|(a, b)| Arc::ptr_eq(a, b));
+        let is_whole = same_node
+            && Arc::ptr_eq(&pod.ports, &ports)
+            && Arc::ptr_eq(&pod.namespace, &namespace)
+            && Arc::ptr_eq(&pod.labels, &labels);
+        if !is_whole {
+            let own = Arc::make_mut(&mut pod);
+            (own.ports, own.namespace, own.labels, own.node) = (ports, namespace, labels, node);
+        }
+        (pod, named)
     }
 
     pub(super) fn delete_pod(&mut self, namespace: &Arc<str>, name: &Arc<str>) {

@@ -90,7 +90,7 @@ pub(super) fn port(name: &str, number: u16) -> ContainerPort {
 }
 
 pub(super) fn upsert(pod: Pod) -> Change {
-    Change::Upsert(Object::Pod(pod))
+    Change::Upsert(Object::Pod(pod.into()))
 }
 
 pub(super) fn policy(json: serde_json::Value) -> Change {
