@@ -1,5 +1,5 @@
 //! What a directory of a large cluster costs: 100,000 pods of other nodes, 300 of this one, 500 policies, 100 services.
-//! `cargo run --release -p sluice-agent --example scale`
+//! `cargo run --release -p sluice-agent --example agent_scale`
 
 use std::fmt::Write as _;
 use std::path::Path;
