@@ -3,7 +3,7 @@
 
 use super::forward::send;
 use super::target::Target;
-use super::{End, Matched, Moment, Worker, ttl_of};
+use super::{End, Matched, Moment, Worker, open, ttl_of};
 use crate::flow::Phase;
 use crate::frame::{Frame, Ingress, Packet};
 use crate::snapshot::Snapshot;
@@ -38,7 +38,10 @@ impl<F: Frame> Worker<F> {
         };
         let matched = Some(Matched { id, dir, opened: false });
         let flow = self.table.flow(id);
-        if flow.phase() == Phase::Revoked {
+        // An error is judged as its flow's next packet would be, but never changes the flow.
+        let judged = || snapshot.judge(&open::judged(&flow.original(), &flow.translated()), flow.origin());
+        let stale = flow.policy_generation() != snapshot.policy.generation() && snapshot.policy.rechecks();
+        if flow.phase() == Phase::Revoked || stale && judged().is_err() {
             return End::Done(Verdict::Drop(Drop::Revoked), matched);
         }
         let rewrite = flow.rewrite(dir);

@@ -59,6 +59,9 @@ impl<F: Frame> Worker<F> {
             Opening::Refused(reason) => Err(reason),
             Opening::Rejected(reason) => return End::Tell { reason, report: REJECTED, matched: None },
             Opening::Stateless(exit, ttl) => {
+                if let Err(reason) = judge_stray(moment.snapshot, packet.ingress, exit, &parsed.key) {
+                    return End::drop(reason);
+                }
                 let rewrite = Rewrite::identity(&parsed.key);
                 return self.forward(moment, packet, parsed, &rewrite, exit, ttl, None);
             }
@@ -290,6 +293,24 @@ fn judge<'s>(snapshot: &Snapshot, draft: Draft<'s>, stance: Stance) -> Result<Dr
     let [out, back] = draft.egress;
     let turned = Draft::new(draft.original.reversed(), origin, [back, out], draft.dir.opposite());
     snapshot.judge(&turned.original, turned.origin).map(|()| turned).map_err(|_| denied)
+}
+
+/// Judges a packet that no flow is known for and that makes none. As for a connection under way: nobody knows which way round
+/// it is. What goes to the kernel, or the node itself sends, is not policy's.
+fn judge_stray(snapshot: &Snapshot, ingress: Ingress, exit: Exit<'_>, key: &FlowKey) -> Result<(), Drop> {
+    let origin = match ingress {
+        _ if exit.target().is_kernel() => return Ok(()),
+        Ingress::Pod(_) => Origin::Pod,
+        Ingress::Eni(_) => Origin::Wire,
+        Ingress::ToPod(_) => Origin::Kernel,
+        Ingress::Host(_) | Ingress::FromNode(_) => return Ok(()),
+    };
+    let denied = match snapshot.judge(key, origin) {
+        Ok(()) => return Ok(()),
+        Err(denied) => denied,
+    };
+    let turned = if origin == Origin::Kernel { origin } else { Origin::Pod };
+    snapshot.judge(&key.reversed(), turned).map_err(|_| denied)
 }
 
 /// Inserts a flow that a packet of direction `dir` opens; one that another worker inserted meanwhile is as good.

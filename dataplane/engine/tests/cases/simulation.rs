@@ -4,11 +4,14 @@
 //! traffic, workers sleep. At the end not one frame is missing and no mapping is given out twice.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use sluice_engine::random::Random;
+use sluice_engine::testing::read;
 use sluice_engine::trace::NoTrace;
 use sluice_engine::worker::Output;
 use sluice_engine::{Ingress, Packet, Verdict};
+use sluice_state::{MasqueradedNodeTraffic, PodPolicy, Rules, State};
 
 use crate::properties::{assert_not_to_a_service, assert_unique};
 use crate::traffic;
@@ -108,15 +111,36 @@ impl Simulation {
                 }
                 _ => {
                     assert_not_to_a_service(&self.w, ingress, verdict, &frame);
+                    self.assert_quarantined(ingress, verdict, &frame);
                     self.left += 1;
                 }
             }
         }
     }
 
+    /// While policy lets pod B speak to nobody, nothing of it leaves and nothing reaches it, whatever was allowed before; but
+    /// for its own node and itself. What is left of a datagram whose first fragment has passed is part of that decision.
+    fn assert_quarantined(&self, ingress: Ingress, verdict: Verdict, frame: &[u8]) {
+        let isolated = !self.w.state.policy.pods.is_empty();
+        if !isolated || matches!(verdict, Verdict::Drop(_)) || read(frame).is_fragment() {
+            return;
+        }
+        let key = read(frame).key;
+        if key.src() == key.dst() {
+            return;
+        }
+        let from_b = ingress == POD_B && !matches!(verdict, Verdict::KernelPod { .. });
+        let to_b = verdict == TO_B && !matches!(ingress, Ingress::FromNode(_));
+        assert!(
+            verdict == TO_B && ingress == POD_B || !from_b && !to_b,
+            "{ingress:?} to {verdict:?}: {}",
+            sluice_engine::testing::show(frame)
+        );
+    }
+
     /// The control plane changes its mind: a pod moves to another interface, a next hop gets known or lost.
     fn change_something(&mut self) {
-        let (choice, ifindex) = (self.draw(5), 10 + self.draw(20) as u32);
+        let (choice, ifindex) = (self.draw(7), 10 + self.draw(20) as u32);
         let resolved = host(&self.w.state).neighbours;
         let random = &mut self.random;
         self.w.reload(|state, host| match choice {
@@ -126,6 +150,7 @@ impl Simulation {
             // The node takes a service's address over, and lets it go.
             4 if host.local.is_empty() => host.local = vec!["10.96.0.11".parse().unwrap()],
             4 => host.local.clear(),
+            5 | 6 => quarantine(state),
             _ => host.neighbours.retain(|n| n.ifindex != 3),
         });
     }
@@ -153,6 +178,18 @@ impl Simulation {
             }
         }
         assert_eq!(self.w.table.live(), 0);
+    }
+}
+
+/// Isolates pod B both ways without a rule, or sets it free.
+fn quarantine(state: &mut State) {
+    if state.policy.pods.is_empty() {
+        state.policy.masqueraded_node_traffic = MasqueradedNodeTraffic::Policy;
+        state.policy.rules = vec![Arc::new(Rules { id: 1, rules: Vec::new() })];
+        let ip = B.parse().unwrap();
+        state.policy.pods = vec![PodPolicy { ip, ingress: Some(1), egress: Some(1) }];
+    } else {
+        state.policy = sluice_state::Policy::default();
     }
 }
 
