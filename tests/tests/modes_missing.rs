@@ -4,7 +4,8 @@
 use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt as _;
 
-use etherparse::{EtherType, IpNumber, PacketBuilder};
+use etherparse::EtherType;
+use sluice_engine::testing::sctp;
 use sluice_tests::lab::{Lab, NODE, PEER, Sender, eventually, mac, program, tcp_peer};
 use sluice_tests::node::{report, start, state};
 
@@ -82,11 +83,11 @@ fn sctp_passes_inside_the_vpc_and_is_dropped_by_name_outside() {
     let own = |field: &str| mac(pod[field].as_str().expect("a MAC"));
     let sender = Sender::open(&lab.namespace("pod-c"), "eth0");
     let send = |to: Ipv4Addr| {
-        let builder = PacketBuilder::ethernet2(own("mac"), own("gateway_mac"));
-        let builder = builder.ipv4(lab.address("pod-c").octets(), to.octets(), 64);
-        let mut frame = Vec::new();
-        builder.write(&mut frame, IpNumber(SCTP), b"\x13\x88\x13\x88init").expect("a vector takes it");
-        sender.send(&frame);
+        // The chunk that opens an association (RFC 9260 §3.3.2).
+        const INIT: u8 = 1;
+        let from = lab.address("pod-c");
+        let init = sctp(&format!("{from}:5000"), &format!("{to}:5000"), INIT).payload(&[0; 16]);
+        sender.send(&init.macs(own("gateway_mac"), own("mac")).build());
     };
     let before = lab.stats();
     send(lab.address("host-v"));
