@@ -1,4 +1,4 @@
-//! The first packet of a flow against a policy of many CIDRs: the engine's sorted intervals beside a unibit trie.
+//! The first packet of a flow against a policy of many CIDRs: the engine's lines of disjoint blocks beside a unibit trie.
 //!
 //! A trie of single bits with the longest prefix winning is what a BPF LPM map is and what the VPC CNI's policy agent asks
 //! for every first packet. Both are given the same blocks and the same questions, and must agree.

@@ -1,7 +1,7 @@
 //! The rules of one direction of a pod, compiled for the first packet of a flow.
 //!
 //! Selectors are a bitmap with a port class for each bit that is set; the few selectors that an identity lists are tested
-//! one by one. CIDRs are cut into disjoint intervals, each with the class of all blocks that cover it: one binary search
+//! one by one. CIDRs are cut into disjoint blocks, each with the class of all CIDRs that cover it: one search
 //! whatever the nesting, where a longest-prefix table would let a narrow block hide the ports of a wide one.
 
 use std::collections::HashMap;
@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use sluice_state::{Peer, Rules};
 
-use super::intervals::Intervals;
+use super::intervals::{Block, Intervals};
 use super::ports::{Classes, Ports};
 
 /// Compiled rules.
@@ -24,9 +24,8 @@ pub(super) struct Compiled {
     before: Vec<u32>,
     /// The class of each set bit, in order.
     of_selector: Vec<u32>,
+    /// The class of what a block allows each address.
     intervals: Intervals,
-    /// The class of each interval.
-    of_interval: Vec<u32>,
     /// The classes; the first one is nothing.
     classes: Classes,
 }
@@ -61,7 +60,7 @@ impl Compiled {
                 }
             }
         }
-        let (starts, of_interval) = cut(&blocks, &mut interner);
+        let intervals = Intervals::new(&cut(&blocks, &mut interner));
         let words = selectors.keys().max().map_or(0, |highest| *highest as usize / 64 + 1);
         let mut bits = vec![0_u64; words];
         let mut listed: Vec<_> = selectors.into_iter().collect();
@@ -85,8 +84,7 @@ impl Compiled {
             selectors: bits,
             before,
             of_selector,
-            intervals: Intervals::new(&starts),
-            of_interval,
+            intervals,
             classes: Classes::new(&interner.classes),
         }
     }
@@ -132,8 +130,8 @@ impl Compiled {
 
     #[inline]
     fn block_allows(&self, address: u32, proto: u8, port: u16) -> bool {
-        let class = self.intervals.find(address).and_then(|interval| self.of_interval.get(interval));
-        class.is_some_and(|class| *class != 0 && self.classes.contains(*class, proto, port))
+        let class = self.intervals.class(address);
+        class != 0 && self.classes.contains(class, proto, port)
     }
 }
 
@@ -202,22 +200,21 @@ fn without(cidr: &ipnet::Ipv4Net, except: &[ipnet::Ipv4Net]) -> Vec<(u32, u32)> 
     parts
 }
 
-/// Cuts ranges with their classes into disjoint intervals that cover everything from 0 on.
-fn cut(blocks: &[(u32, u32, u32)], interner: &mut Interner) -> (Vec<u32>, Vec<u32>) {
-    if blocks.is_empty() {
-        return (Vec::new(), Vec::new());
-    }
-    // A block opens at its first address and closes behind its last; one that ends at the last address never closes.
-    let mut edges: Vec<(u32, bool, u32)> = Vec::with_capacity(blocks.len() * 2);
-    for (first, last, class) in blocks {
+/// Cuts ranges with their classes into disjoint blocks, each with the class of all ranges that cover it.
+fn cut(ranges: &[(u32, u32, u32)], interner: &mut Interner) -> Vec<Block> {
+    // A range opens at its first address and closes behind its last; one that ends at the last address never closes.
+    let mut edges: Vec<(u32, bool, u32)> = Vec::with_capacity(ranges.len() * 2);
+    for (first, last, class) in ranges {
         edges.push((*first, true, *class));
         if let Some(behind) = last.checked_add(1) {
             edges.push((behind, false, *class));
         }
     }
     edges.sort_unstable();
-    let (mut starts, mut classes) = (vec![0], vec![0]);
-    // How many open blocks have each class, ascending by class.
+    let mut blocks = Vec::with_capacity(ranges.len());
+    // Where the addresses of one class began that are not yet in a block, and the class.
+    let (mut since, mut current) = (0, 0);
+    // How many open ranges have each class, ascending by class.
     let mut open: Vec<(u32, u32)> = Vec::new();
     let mut edges = edges.into_iter().peekable();
     while let Some((at, opens, class)) = edges.next() {
@@ -237,15 +234,16 @@ fn cut(blocks: &[(u32, u32, u32)], interner: &mut Interner) -> (Vec<u32>, Vec<u3
         }
         let active: Vec<u32> = open.iter().map(|(class, _)| *class).collect();
         let class = interner.union(&active);
-        if classes.last() == Some(&class) {
+        if class == current {
             continue;
         }
-        if at == 0 {
-            classes[0] = class;
-        } else {
-            starts.push(at);
-            classes.push(class);
+        if current != 0 {
+            blocks.extend(Block::of_range(since, at - 1, current));
         }
+        (since, current) = (at, class);
     }
-    (starts, classes)
+    if current != 0 {
+        blocks.extend(Block::of_range(since, u32::MAX, current));
+    }
+    blocks
 }
