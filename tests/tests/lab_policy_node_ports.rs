@@ -34,6 +34,15 @@ const IPTABLES: Rules = Rules {
     take: "iptables -t nat -F; iptables -t nat -X; iptables -t mangle -F",
 };
 
+/// The portmap plugin's chains differ from kube-proxy's in their names.
+const PORTMAP: Rules = Rules {
+    lay: |lab, pod, port, traffic| {
+        let rules = iptables(pod, port, traffic).replace("KUBE-", "CNI-");
+        lab.sh("node", &format!("iptables-restore <<'EOF'\n{rules}EOF"));
+    },
+    take: IPTABLES.take,
+};
+
 /// Whom the pod takes, and who comes through then.
 struct Case {
     takes: Vec<Value>,
@@ -64,21 +73,26 @@ fn cases(lab: &Lab) -> Vec<Case> {
 
 fn play(tag: &str, rules: &Rules, pods: &[&str], port: u16, args: &[&str]) {
     let lab = Lab::up(tag, args);
+    play_in(&lab, rules, pods, SocketAddrV4::new(NODE, port), port);
+}
+
+/// `at`: where the clients go; `port`: the node's.
+fn play_in(lab: &Lab, rules: &Rules, pods: &[&str], at: SocketAddrV4, port: u16) {
     lab.mark_node_ports();
-    let mut pusher = Pusher::connect(&lab);
+    let mut pusher = Pusher::connect(lab);
     for pod in pods {
         let own = lab.address(pod);
         // The engine knows the service too, as it does on a node.
-        pusher.push_all(&[identities(&lab), services("web", &[node_port(port)], &[(own, PEER)])]);
-        for case in cases(&lab) {
+        pusher.push_all(&[identities(lab), services("web", &[node_port(port)], &[(own, PEER)])]);
+        for case in cases(lab) {
             let settings = json!({ "policy_settings": {
                 "on_change": "recheck", "masqueraded_node_traffic": case.masqueraded } });
             pusher.push_all(&[vec![settings], isolate(1, own, Some(&case.takes), Some(&[]))]);
-            (rules.lay)(&lab, own, port, case.traffic);
+            (rules.lay)(lab, own, port, case.traffic);
             for (host, outcome) in ["host-x", "host-v"].into_iter().zip(case.outcome) {
                 match outcome {
-                    None => passes(&lab, host, port, case.traffic),
-                    Some(reason) => denied(&lab, host, port, reason),
+                    None => passes(lab, host, at, port, case.traffic),
+                    Some(reason) => denied(lab, host, at, reason),
                 }
             }
             lab.sh("node", rules.take);
@@ -88,12 +102,15 @@ fn play(tag: &str, rules: &Rules, pods: &[&str], port: u16, args: &[&str]) {
 }
 
 #[track_caller]
-fn passes(lab: &Lab, host: &str, port: u16, traffic: Traffic) {
+fn passes(lab: &Lab, host: &str, at: SocketAddrV4, port: u16, traffic: Traffic) {
     let (sniffer, before, client) = (lab.sniff(), lab.stats(), lab.address(host));
     let seen = lab.within(host, || {
         let socket = std::net::UdpSocket::bind("0.0.0.0:0").expect("a socket");
-        socket.connect((NODE, port)).expect("a route");
-        [tcp_peer(None, NODE, port), udp_exchange(&socket, 1000).unwrap_or_else(|e| panic!("{host}: {e}"))]
+        socket.connect(at).expect("a route");
+        [
+            tcp_peer(None, *at.ip(), at.port()),
+            udp_exchange(&socket, 1000).unwrap_or_else(|e| panic!("{host}: {e}")),
+        ]
     });
     let source = if traffic == Traffic::Cluster { NODE } else { client };
     assert!(seen.iter().all(|seen| *seen.ip() == source), "{host} {traffic:?}: {seen:?}");
@@ -108,9 +125,9 @@ fn passes(lab: &Lab, host: &str, port: u16, traffic: Traffic) {
 }
 
 #[track_caller]
-fn denied(lab: &Lab, host: &str, port: u16, reason: &str) {
+fn denied(lab: &Lab, host: &str, at: SocketAddrV4, reason: &str) {
     let before = lab.stats();
-    let tried = lab.within(host, || connect(None, SocketAddrV4::new(NODE, port), MOMENT));
+    let tried = lab.within(host, || connect(None, at, MOMENT));
     assert!(tried.is_err(), "{host} came through");
     let delta = lab.since(&before);
     delta.assert_drops(&[(reason, 1)]);
@@ -124,12 +141,36 @@ fn node_ports_by_nft_rules() {
 
 #[test]
 fn node_ports_by_iptables_rules() {
-    play("i", &IPTABLES, &["pod-c"], NODE_PORT, &[]);
+    play("i", &IPTABLES, &["pod-c", "pod-a"], NODE_PORT, &[]);
 }
 
 #[test]
 fn host_ports_whose_port_the_contract_takes_out_by_itself() {
     play("h", &NFT, &["pod-c"], HOST_PORT, &[]);
+}
+
+#[test]
+fn host_ports_by_portmaps_rules() {
+    play("p", &PORTMAP, &["pod-c", "pod-a"], HOST_PORT, &[]);
+}
+
+/// A network load balancer with instances as its targets: it keeps the client's address and sends to the node port, and
+/// nothing of it is on the node.
+#[test]
+fn load_balancers_of_the_fabric() {
+    let lab = Lab::up("b", &[]);
+    let at = SocketAddrV4::new(Ipv4Addr::new(198, 51, 100, 80), 80);
+    lab.sh(
+        "vpc",
+        &format!(
+            "nft -f - <<'EOF'\ntable ip balancer {{\n chain in {{\n type nat hook prerouting priority dstnat;\n \
+             ip daddr {} meta l4proto {{ tcp, udp }} th dport {} dnat to {NODE}:{NODE_PORT}\n }}\n }}\nEOF",
+            at.ip(),
+            at.port()
+        ),
+    );
+    play_in(&lab, &NFT, &["pod-c", "pod-a"], at, NODE_PORT);
+    play_in(&lab, &IPTABLES, &["pod-c"], at, NODE_PORT);
 }
 
 #[test]
@@ -152,10 +193,10 @@ fn a_local_pods_own_packets_are_never_taken_for_masqueraded_ones() {
     lab.nft(&nft(own, NODE_PORT, Traffic::Cluster));
     for pod in ["pod-a", "pod-d"] {
         for port in [NODE_PORT, HOST_PORT] {
-            denied(&lab, pod, port, "drop.policy_ingress");
+            denied(&lab, pod, SocketAddrV4::new(NODE, port), "drop.policy_ingress");
         }
     }
-    passes(&lab, "host-x", NODE_PORT, Traffic::Cluster);
+    passes(&lab, "host-x", SocketAddrV4::new(NODE, NODE_PORT), NODE_PORT, Traffic::Cluster);
 }
 
 #[test]
