@@ -16,6 +16,7 @@ mod ports;
 pub mod push;
 pub mod query;
 mod service;
+mod shared;
 mod timeouts;
 mod validate;
 
@@ -29,6 +30,7 @@ pub use policy::{
 };
 pub use ports::{PortRange, PortSet, SnatPorts};
 pub use service::{Endpoint, Frontend, Service, Services, WithoutEndpoints};
+pub use shared::Shared;
 pub use timeouts::{Preset, Seconds, Timeouts};
 pub use validate::{Invalid, StateError};
 

@@ -13,6 +13,8 @@ use ipnet::Ipv4Net;
 use serde::de::{self, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::Shared;
+
 /// From so many changes on a pass over the whole list is cheaper than moving its tail for each.
 const MANY: usize = 16;
 
@@ -75,9 +77,9 @@ pub struct Policy {
     pub addresses: Addresses,
     /// The identities.
     #[serde(rename = "identity")]
-    pub identities: Vec<Arc<Identity>>,
+    pub identities: Shared<Arc<Identity>>,
     /// The rules that pods have.
-    pub rules: Vec<Arc<Rules>>,
+    pub rules: Shared<Arc<Rules>>,
     /// The pods of this node that a policy isolates. A pod that is not here is not isolated.
     #[serde(rename = "pod")]
     pub pods: Vec<PodPolicy>,

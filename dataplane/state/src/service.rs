@@ -7,7 +7,7 @@ use std::sync::Arc;
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
-use crate::Protocol;
+use crate::{Protocol, Shared};
 
 /// Everything about services.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -17,7 +17,7 @@ pub struct Services {
     pub cidrs: Vec<Ipv4Net>,
     /// The services, one for each port and each set of endpoints.
     #[serde(rename = "service")]
-    pub services: Vec<Arc<Service>>,
+    pub services: Shared<Arc<Service>>,
 }
 
 /// Frontends that share one set of endpoints.

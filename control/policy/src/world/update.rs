@@ -76,8 +76,8 @@ impl World {
             on_change: self.settings.on_change,
             masqueraded_node_traffic: self.settings.masqueraded_node_traffic,
             addresses: addresses.into(),
-            identities: self.classes.identities(),
-            rules: self.rules.all(),
+            identities: self.classes.identities().into(),
+            rules: self.rules.all().into(),
             pods,
         }
     }

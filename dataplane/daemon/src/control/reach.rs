@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use sluice_bpf::Endpoint as Place;
 use sluice_engine::flow::FlowKey;
-use sluice_state::Service;
+use sluice_state::{Service, Shared};
 
 use super::publish::note;
 use super::{Control, lock};
@@ -23,7 +23,7 @@ pub(super) struct Reach(Arc<Counted>);
 
 #[derive(Debug, Clone, Default)]
 struct Counted {
-    services: Vec<Arc<Service>>,
+    services: Shared<Arc<Service>>,
     local: HashSet<Ipv4Addr>,
     frontends: BTreeMap<Place, u32>,
     endpoints: BTreeMap<Place, u32>,
@@ -40,15 +40,14 @@ pub(super) struct Places {
 
 impl Reach {
     /// The reach of these services on a node with these addresses, for the cost of what is different from this one.
-    pub(super) fn follow(&self, services: &[Arc<Service>], local: &[Ipv4Addr]) -> Self {
+    pub(super) fn follow(&self, services: &Shared<Arc<Service>>, local: &[Ipv4Addr]) -> Self {
         let here = &self.0;
         let same_node = local.len() == here.local.len() && local.iter().all(|a| here.local.contains(a));
         if !same_node {
             let node = Counted { local: local.iter().copied().collect(), ..Counted::default() };
             return Self(Arc::new(node.followed_by(services)));
         }
-        let same = |(a, b): (&Arc<Service>, &Arc<Service>)| Arc::ptr_eq(a, b);
-        if services.len() == here.services.len() && services.iter().zip(&here.services).all(same) {
+        if services.is_same(&here.services) {
             return self.clone();
         }
         Self(Arc::new(Counted::clone(here).followed_by(services)))
@@ -88,7 +87,7 @@ impl Reach {
 impl Counted {
     /// Services keep their order while others come and go, so that walking along both lists finds most of what is the same;
     /// where it does not, one is taken out and counted again, which is right too.
-    fn followed_by(mut self, services: &[Arc<Service>]) -> Self {
+    fn followed_by(mut self, services: &Shared<Arc<Service>>) -> Self {
         let before = std::mem::take(&mut self.services);
         let mut old = before.iter().peekable();
         for service in services {
@@ -104,7 +103,7 @@ impl Counted {
             }
         }
         old.for_each(|was| self.count(was, false));
-        self.services = services.to_vec();
+        self.services = services.clone();
         self
     }
 
@@ -235,7 +234,7 @@ mod tests {
     }
 
     fn of(services: &[Arc<Service>]) -> Reach {
-        Reach::default().follow(services, &[NODE])
+        Reach::default().follow(&services.to_vec().into(), &[NODE])
     }
 
     #[test]
@@ -269,10 +268,13 @@ mod tests {
             .map(|n| service(&format!("s{n}"), &ports(n), if n % 2 == 0 { &[NODE] } else { &[] }))
             .collect();
         let mut reach = of(&all);
-        let mut list = all.clone();
+        let mut list = Shared::from(all);
         for step in 0..200usize {
             match step % 5 {
-                0 => drop(list.remove(step * 7 % list.len())),
+                0 => {
+                    let i = step * 7 % list.len();
+                    list.remove(i);
+                }
                 1 => list.push(service(&format!("new{step}"), &ports(500 + step as u16), &[NODE])),
                 2 => {
                     let i = step * 11 % list.len();

@@ -20,7 +20,7 @@ mod rules;
 
 use std::sync::Arc;
 
-use sluice_state::{Identity, MasqueradedNodeTraffic, OnPolicyChange, PodPolicy, Policy as Wanted, State};
+use sluice_state::{Identity, MasqueradedNodeTraffic, OnPolicyChange, PodPolicy, Shared, State};
 
 use self::addresses::Addresses;
 use self::rules::Compiled;
@@ -35,8 +35,7 @@ pub struct Policy {
     on_change: OnPolicyChange,
     masqueraded: MasqueradedNodeTraffic,
     addresses: Addresses,
-    /// By number.
-    identities: Vec<Option<Arc<Identity>>>,
+    identities: Identities,
     rules: Map<u32, Arc<Compiled>>,
     pods: Map<u32, Guard>,
     listed: Vec<PodPolicy>,
@@ -69,7 +68,7 @@ impl Policy {
             on_change: OnPolicyChange::default(),
             masqueraded: MasqueradedNodeTraffic::default(),
             addresses: Addresses::default(),
-            identities: Vec::new(),
+            identities: Identities::default(),
             rules: Map::default(),
             pods: Map::default(),
             listed: Vec::new(),
@@ -82,7 +81,6 @@ impl Policy {
     #[must_use]
     pub fn compile(state: &State, previous: &Self, moved: bool) -> Self {
         let wanted = &state.policy;
-        let identities = identities(wanted);
         let mut rules = Map::default();
         for wanted in &wanted.rules {
             let known = previous.rules.get(&wanted.id).filter(|compiled| compiled.is_of(wanted));
@@ -99,7 +97,7 @@ impl Policy {
             on_change: wanted.on_change,
             masqueraded: wanted.masqueraded_node_traffic,
             addresses: previous.addresses.follow(&wanted.addresses),
-            identities,
+            identities: previous.identities.follow(&wanted.identities),
             rules,
             pods,
             listed: wanted.pods.clone(),
@@ -174,7 +172,7 @@ impl Policy {
     #[inline]
     fn identity(&self, address: u32) -> Option<&[u32]> {
         let number = self.addresses.identity(address)?;
-        let identity = self.identities.get(number as usize)?.as_ref()?;
+        let identity = self.identities.numbered.get(number as usize)?.as_ref()?;
         Some(&identity.selectors)
     }
 
@@ -183,29 +181,47 @@ impl Policy {
         let same_rules = |(id, rules): (&u32, &Arc<Compiled>)| {
             other.rules.get(id).is_some_and(|known| Arc::ptr_eq(known, rules))
         };
-        let same_identity = |(a, b): (&Option<Arc<Identity>>, &Option<Arc<Identity>>)| match (a, b) {
-            (Some(a), Some(b)) => Arc::ptr_eq(a, b) || a == b,
-            (None, None) => true,
-            _ => false,
-        };
         self.masqueraded == other.masqueraded
             && self.on_change == other.on_change
             && self.addresses.is_same(&other.addresses)
             && self.listed == other.listed
             && self.rules.len() == other.rules.len()
             && self.rules.iter().all(same_rules)
-            && self.identities.len() == other.identities.len()
-            && self.identities.iter().zip(&other.identities).all(same_identity)
+            && self.identities.is_same(&other.identities)
     }
 }
 
-fn identities(wanted: &Wanted) -> Vec<Option<Arc<Identity>>> {
-    let highest = wanted.identities.iter().map(|identity| identity.id as usize + 1).max();
-    let mut identities = vec![None; highest.unwrap_or(0)];
-    for identity in &wanted.identities {
-        identities[identity.id as usize] = Some(Arc::clone(identity));
+/// The identities by number, and the list that they come from.
+#[derive(Debug, Clone, Default)]
+struct Identities {
+    numbered: Arc<[Option<Arc<Identity>>]>,
+    listed: Shared<Arc<Identity>>,
+}
+
+impl Identities {
+    /// Those of `listed`, which are these when the list is the same one.
+    fn follow(&self, listed: &Shared<Arc<Identity>>) -> Self {
+        if self.listed.is_same(listed) {
+            return self.clone();
+        }
+        let highest = listed.iter().map(|identity| identity.id as usize + 1).max();
+        let mut numbered = vec![None; highest.unwrap_or(0)];
+        for identity in listed {
+            numbered[identity.id as usize] = Some(Arc::clone(identity));
+        }
+        Self { numbered: numbered.into(), listed: listed.clone() }
     }
-    identities
+
+    fn is_same(&self, other: &Self) -> bool {
+        let same = |(a, b): (&Option<Arc<Identity>>, &Option<Arc<Identity>>)| match (a, b) {
+            (Some(a), Some(b)) => Arc::ptr_eq(a, b) || a == b,
+            (None, None) => true,
+            _ => false,
+        };
+        Arc::ptr_eq(&self.numbered, &other.numbered)
+            || self.numbered.len() == other.numbered.len()
+                && self.numbered.iter().zip(other.numbered.iter()).all(same)
+    }
 }
 
 #[cfg(test)]

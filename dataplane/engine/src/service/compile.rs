@@ -5,7 +5,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use ipnet::Ipv4Net;
-use sluice_state::{Service as Wanted, Services as State};
+use sluice_state::{Service as Wanted, Services as State, Shared};
 
 use super::{Backend, Place, Service, Services, place_key};
 use crate::map::Map;
@@ -31,7 +31,7 @@ impl Default for Services {
         Self {
             shards: (0..SHARDS).map(|_| Arc::clone(&empty)).collect(),
             ranges: Vec::new(),
-            listed: Arc::default(),
+            listed: Shared::default(),
         }
     }
 }
@@ -42,11 +42,14 @@ impl Services {
     #[must_use]
     pub fn follow(&self, state: &State) -> (Self, bool) {
         let ranges = nets(&state.cidrs);
-        let (old, new) = differing(&self.listed, &state.services);
-        let same = old.is_empty() && new.is_empty();
+        let (old, new) = if self.listed.is_same(&state.services) {
+            Default::default()
+        } else {
+            differing(&self.listed, &state.services)
+        };
         let changes = changes(old, new);
         let moved = ranges != self.ranges || changes.iter().any(Change::moves_flows);
-        let listed = if same { Arc::clone(&self.listed) } else { state.services.as_slice().into() };
+        let listed = state.services.clone();
         if changes.is_empty() {
             return (Self { shards: Arc::clone(&self.shards), ranges, listed }, moved);
         }

@@ -14,7 +14,7 @@ mod compile;
 
 use std::sync::Arc;
 
-use sluice_state::{Service as Wanted, WithoutEndpoints};
+use sluice_state::{Service as Wanted, Shared, WithoutEndpoints};
 
 pub(crate) use self::affinity::{Affinity, Client};
 use self::affinity::{Known, spread};
@@ -56,7 +56,7 @@ pub struct Services {
     shards: Arc<[Arc<Map<u64, Place>>]>,
     /// The service ranges as network and mask.
     ranges: Vec<(u32, u32)>,
-    listed: Arc<[Arc<Wanted>]>,
+    listed: Shared<Arc<Wanted>>,
 }
 
 /// An endpoint for one new flow.

@@ -176,7 +176,7 @@ proptest! {
             for _ in 0..=draw.next_u32() % 3 {
                 change(&mut list, &mut draw);
             }
-            let wanted = State { cidrs: Vec::new(), services: list.clone() };
+            let wanted = State { cidrs: Vec::new(), services: list.clone().into() };
             services = services.follow(&wanted).0;
             let anew = Services::default().follow(&wanted).0;
             let places = |services: &Services| -> BTreeMap<u64, (u64, Vec<Backend>)> {

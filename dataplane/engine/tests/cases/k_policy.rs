@@ -32,12 +32,14 @@ pub(crate) fn isolate_a(state: &mut State) {
             ],
         }),
         Arc::new(Rules { id: 2, rules: vec![rule(None, Some((Protocol::Udp, 53)))] }),
-    ];
+    ]
+    .into();
     state.policy.pods = vec![PodPolicy { ip: A.parse().unwrap(), ingress: Some(1), egress: Some(2) }];
     state.policy.identities = vec![
         Arc::new(Identity { id: 1, selectors: vec![1] }),
         Arc::new(Identity { id: 2, selectors: vec![] }),
-    ];
+    ]
+    .into();
     for (address, identity) in [(A, 2), (B, 1), (C, 2), (V, 1)] {
         state.policy.addresses.insert(address.parse().unwrap(), identity);
     }

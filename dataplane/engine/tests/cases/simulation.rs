@@ -185,7 +185,7 @@ impl Simulation {
 fn quarantine(state: &mut State) {
     if state.policy.pods.is_empty() {
         state.policy.masqueraded_node_traffic = MasqueradedNodeTraffic::Policy;
-        state.policy.rules = vec![Arc::new(Rules { id: 1, rules: Vec::new() })];
+        state.policy.rules = vec![Arc::new(Rules { id: 1, rules: Vec::new() })].into();
         let ip = B.parse().unwrap();
         state.policy.pods = vec![PodPolicy { ip, ingress: Some(1), egress: Some(1) }];
     } else {
