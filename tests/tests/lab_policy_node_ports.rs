@@ -27,21 +27,19 @@ const NFT: Rules = Rules {
 };
 
 const IPTABLES: Rules = Rules {
-    lay: |lab, pod, port, traffic| {
-        let rules = iptables(pod, port, traffic);
-        lab.sh("node", &format!("iptables-restore <<'EOF'\n{rules}EOF"));
-    },
+    lay: |lab, pod, port, traffic| restore(lab, &iptables(pod, port, traffic)),
     take: "iptables -t nat -F; iptables -t nat -X; iptables -t mangle -F",
 };
 
 /// The portmap plugin's chains differ from kube-proxy's in their names.
 const PORTMAP: Rules = Rules {
-    lay: |lab, pod, port, traffic| {
-        let rules = iptables(pod, port, traffic).replace("KUBE-", "CNI-");
-        lab.sh("node", &format!("iptables-restore <<'EOF'\n{rules}EOF"));
-    },
+    lay: |lab, pod, port, traffic| restore(lab, &iptables(pod, port, traffic).replace("KUBE-", "CNI-")),
     take: IPTABLES.take,
 };
+
+fn restore(lab: &Lab, rules: &str) {
+    lab.sh("node", &format!("iptables-restore <<'EOF'\n{rules}EOF"));
+}
 
 /// Whom the pod takes, and who comes through then.
 struct Case {

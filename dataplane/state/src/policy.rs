@@ -109,7 +109,7 @@ pub enum MasqueradedNodeTraffic {
 
 /// Identities by address, in order of address. A copy costs nothing until one of the two changes.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Addresses(Arc<Vec<(Ipv4Addr, u32)>>);
+pub struct Addresses(Shared<(Ipv4Addr, u32)>);
 
 impl Addresses {
     /// The pairs, in order of address, each address once.
@@ -127,8 +127,8 @@ impl Addresses {
     /// Gives an address an identity.
     pub fn insert(&mut self, address: Ipv4Addr, identity: u32) {
         match self.0.binary_search_by_key(&address, |(a, _)| *a) {
-            Ok(i) => Arc::make_mut(&mut self.0)[i].1 = identity,
-            Err(i) => Arc::make_mut(&mut self.0).insert(i, (address, identity)),
+            Ok(i) => self.0[i].1 = identity,
+            Err(i) => self.0.insert(i, (address, identity)),
         }
     }
 
@@ -138,7 +138,7 @@ impl Addresses {
             return pairs.iter().for_each(|(address, identity)| self.insert(*address, *identity));
         }
         // A stable sort: what comes later in the list stays behind what came earlier.
-        let list = Arc::make_mut(&mut self.0);
+        let list = &mut *self.0;
         list.extend_from_slice(pairs);
         list.sort_by_key(|(address, _)| *address);
         list.dedup_by(|later, earlier| {
@@ -156,26 +156,26 @@ impl Addresses {
             return gone.iter().for_each(|address| self.remove(*address));
         }
         let gone: HashSet<Ipv4Addr> = gone.iter().copied().collect();
-        Arc::make_mut(&mut self.0).retain(|(address, _)| !gone.contains(address));
+        self.0.retain(|(address, _)| !gone.contains(address));
     }
 
     /// Takes an address out.
     pub fn remove(&mut self, address: Ipv4Addr) {
         if let Ok(i) = self.0.binary_search_by_key(&address, |(a, _)| *a) {
-            Arc::make_mut(&mut self.0).remove(i);
+            self.0.remove(i);
         }
     }
 
     /// Whether the two are one copy, which tells without a look that nothing has changed.
     #[must_use]
     pub fn is_same(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.0, &other.0)
+        self.0.is_same(&other.0)
     }
 }
 
 impl From<BTreeMap<Ipv4Addr, u32>> for Addresses {
     fn from(map: BTreeMap<Ipv4Addr, u32>) -> Self {
-        Self(Arc::new(map.into_iter().collect()))
+        Self(map.into_iter().collect())
     }
 }
 
@@ -211,7 +211,7 @@ impl<'de> Visitor<'de> for Pairs {
             return Err(de::Error::custom(format_args!("duplicate address `{}`", twice[0].0)));
         }
         list.shrink_to_fit();
-        Ok(Addresses(Arc::new(list)))
+        Ok(Addresses(list.into()))
     }
 }
 
