@@ -204,6 +204,13 @@ pub fn report(lab: &Lab) -> Value {
     client.ask(&json!("report"))["report"].take()
 }
 
+/// The pods that the daemon has, asked for on its query socket.
+#[must_use]
+pub fn pods(lab: &Lab) -> Vec<Value> {
+    let (mut client, _) = Client::greet(lab, "query.sock");
+    client.ask(&json!("pods"))["pods"].as_array().cloned().unwrap_or_default()
+}
+
 /// Every counter, as `sluice stats` prints them, per worker and per port.
 ///
 /// # Panics

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use sluice_tests::lab::{Lab, Pusher};
-use sluice_tests::node::{Usage, raw_stats, report};
+use sluice_tests::node::{Usage, pods, raw_stats, report};
 
 const ADDRESSES: u32 = 100_000;
 const IDENTITIES: u32 = 10_000;
@@ -61,6 +61,28 @@ fn a_change_in_a_large_cluster_is_in_force_at_once_and_the_daemon_stays_small() 
     // Without optimisation and beside other tests it takes several times as long.
     let bound = Duration::from_millis(if cfg!(debug_assertions) { 60 } else { 3 });
     assert!(worst < bound, "{said}");
+}
+
+#[test]
+fn a_pod_whose_veth_was_made_just_before_has_its_path_when_the_generation_is_acknowledged() {
+    let lab = Lab::up("v", &[]);
+    let mut pusher = Pusher::connect(&lab);
+    for n in 1..=10 {
+        let (interface, ip) = (format!("enianew{n}"), Ipv4Addr::new(10, 0, 1, 100 + n));
+        let mac = format!("02:00:00:00:01:{n:02x}");
+        // The kernel's own report of the new interface comes some milliseconds after the command has ended.
+        lab.sh(
+            "node",
+            &format!("ip link add {interface} type veth peer name new{n} address {mac} && ip link set {interface} up"),
+        );
+        let pod = json!({
+            "namespace": "lab", "name": format!("new-{n}"), "ip": ip, "eni": "eni0", "interface": interface, "mac": mac,
+        });
+        let (answer, _) = pusher.offer(&json!([{ "upsert_pod": pod }]));
+        assert_eq!(answer["accepted"]["warnings"], json!([]), "pod {n}: {answer}");
+        let bound = pods(&lab).into_iter().find(|known| known["ip"] == json!(ip)).expect("the pod");
+        assert_eq!(bound["attached"], true, "{bound}");
+    }
 }
 
 /// The changes of a generation, of this number.

@@ -9,6 +9,7 @@
 //! Most generations change policy or services and nothing else, many times a second in a large cluster. They cost what
 //! they change: what only depends on the node, its pods and its ports is left as it is.
 
+use std::collections::HashMap;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +17,7 @@ use std::time::Duration;
 use sluice_engine::flow::FlowRecord;
 use sluice_engine::snapshot::{HostFacts, HostLink, Neighbour, Snapshot};
 use sluice_engine::wire::proto;
-use sluice_state::{Invalid, OnFailure, PortSet, State};
+use sluice_state::{Invalid, OnFailure, Pod, PortSet, State};
 
 use super::reach::Reach;
 use super::{Control, lock};
@@ -47,13 +48,42 @@ impl Control {
         if ports_changed && let Some(finding) = nothing_left(&next.snat_ports, self.settings.node_ports) {
             return Err(vec![finding]);
         }
+        let host_changed = self.look_for_new_pods(&next);
         let reach = self.reach.follow(&next.services.services, &self.local);
         let address = |state: &State| state.primary_eni().map(|eni| eni.address);
         let changed = ports_changed
             || address(&next) != address(&self.state)
             || !reach.is_same(&self.reach) && reach.sockets() != self.reach.sockets();
         let contract = changed.then(|| self.look_at_ports(&next, &reach));
-        self.bring_with(next, number, Around { contract, reach, host_changed: false })
+        let done = self.bring_with(next, number, Around { contract, reach, host_changed });
+        if host_changed {
+            // The monitor will not say again what was taken from it here.
+            self.sweep_pins();
+            if done.is_err() {
+                self.republish(self.contract.clone());
+            }
+        }
+        done
+    }
+
+    /// A pod's veth is made just before the pod is told of, and an earlier one's of the same name may have gone at the same
+    /// time: what the monitor will say of it in some milliseconds is asked of the kernel now, so that the acknowledgement
+    /// means that the programs are on the pod's own interface. True when the host is another one than last time.
+    fn look_for_new_pods(&mut self, next: &State) -> bool {
+        if next.pods == self.state.pods {
+            return false;
+        }
+        let known: HashMap<Ipv4Addr, &Pod> = self.state.pods.iter().map(|pod| (pod.ip, pod)).collect();
+        if next.pods.iter().all(|pod| known.get(&pod.ip) == Some(&pod)) {
+            return false;
+        }
+        match Host::dump() {
+            Ok(host) => self.take_host(host),
+            Err(error) => {
+                tracing::warn!(%error, "new pods' interfaces are those that the monitor has seen");
+                false
+            }
+        }
     }
 
     fn bring_with(&mut self, next: State, number: u64, around: Around) -> Result<Vec<String>, Vec<Invalid>> {
@@ -125,6 +155,17 @@ impl Control {
 
     /// The kernel reported a change: published when it is one that the engine or tc must know of.
     pub(super) fn host_changed(&mut self, host: Host) {
+        // The monitor's view may be older than one that was asked for since: a pod must not lose its path to that.
+        let lost = self.pods.keys().any(|ifindex| host.link_at(*ifindex).is_none());
+        let host = if lost { Host::dump().unwrap_or(host) } else { host };
+        if self.take_host(host) {
+            self.sweep_pins();
+            self.republish(self.contract.clone());
+        }
+    }
+
+    /// Takes a view of the host; true when it differs in what is the engine's or tc's to know.
+    fn take_host(&mut self, host: Host) -> bool {
         let known = |host: &Host| -> Vec<_> {
             host.neighbours().filter(|(i, ..)| self.enis.values().any(|eni| eni.ifindex == *i)).collect()
         };
@@ -134,9 +175,8 @@ impl Control {
         self.host = host;
         if !same {
             self.local = self.host.local_addresses();
-            self.sweep_pins();
-            self.republish(self.contract.clone());
         }
+        !same
     }
 
     /// On a timer: the host's sockets may have changed.
