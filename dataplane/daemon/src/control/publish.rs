@@ -56,12 +56,9 @@ impl Control {
             || !reach.is_same(&self.reach) && reach.sockets() != self.reach.sockets();
         let contract = changed.then(|| self.look_at_ports(&next, &reach));
         let done = self.bring_with(next, number, Around { contract, reach, host_changed });
-        if host_changed {
+        if host_changed && done.is_err() {
             // The monitor will not say again what was taken from it here.
-            self.sweep_pins();
-            if done.is_err() {
-                self.republish(self.contract.clone());
-            }
+            self.republish(self.contract.clone());
         }
         done
     }
@@ -159,7 +156,6 @@ impl Control {
         let lost = self.pods.keys().any(|ifindex| host.link_at(*ifindex).is_none());
         let host = if lost { Host::dump().unwrap_or(host) } else { host };
         if self.take_host(host) {
-            self.sweep_pins();
             self.republish(self.contract.clone());
         }
     }
@@ -175,6 +171,7 @@ impl Control {
         self.host = host;
         if !same {
             self.local = self.host.local_addresses();
+            self.sweep_pins();
         }
         !same
     }
