@@ -6,7 +6,9 @@ use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
 /// Why the run directory could not be taken.
@@ -40,6 +42,10 @@ pub struct RunDir {
     _lock: Flock<File>,
 }
 
+/// One that was killed holds its lock until the last of its threads is gone, which whoever restarts it does not wait for.
+const DYING: Duration = Duration::from_secs(1);
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
 impl RunDir {
     /// Creates the directory (0700) where it is not there, and locks it.
     ///
@@ -63,14 +69,13 @@ impl RunDir {
             .map_err(io(&file_path))?;
         let mut pid = String::new();
         file.read_to_string(&mut pid).map_err(io(&file_path))?;
-        let mut lock =
-            Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
-                nix::errno::Errno::EWOULDBLOCK => {
-                    let pid = if pid.trim().is_empty() { "unknown" } else { pid.trim() };
-                    LockError::Held { pid: pid.to_owned(), dir: path.to_owned() }
-                }
-                other => LockError::Io { path: file_path.clone(), source: other.into() },
-            })?;
+        let mut lock = lock(file).map_err(|errno| match errno {
+            Errno::EWOULDBLOCK => {
+                let pid = if pid.trim().is_empty() { "unknown" } else { pid.trim() };
+                LockError::Held { pid: pid.to_owned(), dir: path.to_owned() }
+            }
+            other => LockError::Io { path: file_path.clone(), source: other.into() },
+        })?;
         lock.set_len(0).and_then(|()| lock.rewind()).map_err(io(&file_path))?;
         writeln!(lock, "{}", std::process::id()).map_err(io(&file_path))?;
         Ok(Self { path: path.to_owned(), _lock: lock })
@@ -80,6 +85,17 @@ impl RunDir {
     #[must_use]
     pub fn file(&self, name: &str) -> PathBuf {
         self.path.join(name)
+    }
+}
+
+fn lock(mut file: File) -> Result<Flock<File>, Errno> {
+    let deadline = Instant::now() + DYING;
+    loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Err((held, Errno::EWOULDBLOCK)) if Instant::now() < deadline => file = held,
+            done => return done.map_err(|(_, errno)| errno),
+        }
+        std::thread::sleep(LOOK_AGAIN);
     }
 }
 
