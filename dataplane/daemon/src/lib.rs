@@ -17,6 +17,7 @@
 pub mod capture;
 pub mod cli;
 pub mod clock;
+mod conntrack;
 pub mod control;
 pub mod expedite;
 pub mod host;

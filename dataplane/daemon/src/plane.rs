@@ -23,6 +23,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use sluice_engine::counters::Counters;
 use sluice_engine::flow::FlowTable;
 use sluice_engine::snapshot::Snapshot;
+use sluice_engine::worker::{Imports, Known};
 use sluice_engine::{Offload, Packet};
 use sluice_io::{IoFrame, Port};
 use sluice_state::query::PortCounters;
@@ -76,6 +77,8 @@ pub enum Order {
     Close(u32, Sender<()>),
     /// Asks for the counters of all its ports.
     Statistics(Sender<Vec<PortCounters>>),
+    /// Takes connections over that the kernel has tracked, and tells what became of them.
+    Import(Vec<Known>, Sender<Imports>),
     /// Ends the worker: it drains what it has and returns.
     Stop,
 }

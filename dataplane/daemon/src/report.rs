@@ -34,6 +34,12 @@ fn lines(report: &Report) -> Vec<String> {
             worker.id, worker.cpu, report.trunk.name, worker.id
         ));
     }
+    if let Some(imported) = &report.imported {
+        lines.push(format!(
+            "connections of the kernel's taken over: {}, left to it: {}, not readable: {}",
+            imported.taken, imported.elsewhere, imported.unreadable
+        ));
+    }
     let ports = &report.ports;
     let address = ports.address.map_or_else(|| "no address".to_owned(), |address| address.to_string());
     lines.push(format!(

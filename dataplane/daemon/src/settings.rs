@@ -80,6 +80,11 @@ pub struct Settings {
     /// Lower the number of an ENI's queues where its driver needs that for XDP (ENA: half of the maximum).
     #[arg(long)]
     pub set_channels: bool,
+    /// What becomes of the pods' connections that the kernel tracks when the first pods are taken over. `auto` makes flows of
+    /// them, each with the address and port that its peer knows, so that none is cut; only where no daemon has left
+    /// programs behind (after SIGKILL or --keep-on-exit the kernel knows nothing new).
+    #[arg(long, value_name = "WHEN", value_enum, default_value_t)]
+    pub import_conntrack: Import,
     /// On SIGTERM leave programs and trunk as they are. Pods' traffic is then dropped until the next start, as after
     /// SIGKILL; without this flag it is left to the kernel.
     #[arg(long)]
@@ -87,6 +92,16 @@ pub struct Settings {
     /// Write the start-up report to standard output in this form when every worker runs.
     #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]
     pub output: Output,
+}
+
+/// Whether connections of the kernel's are taken over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum Import {
+    /// When the daemon begins on a node where no program of an earlier one is.
+    #[default]
+    Auto,
+    /// Never: translated connections that are open then are cut.
+    Off,
 }
 
 /// Form of the start-up report.

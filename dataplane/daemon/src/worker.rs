@@ -97,7 +97,7 @@ impl Loop {
                     self.finish(&snapshot);
                     return;
                 }
-                self.obey(order);
+                self.obey(order, &snapshot);
             }
             let now = clock::monotonic();
             let moved = self.turn(now, &snapshot);
@@ -274,7 +274,7 @@ impl Loop {
         seat.awake();
     }
 
-    fn obey(&mut self, order: Order) {
+    fn obey(&mut self, order: Order, snapshot: &Snapshot) {
         match order {
             Order::Open { ifindex, label, port } => {
                 if let Some(fd) = port.fd()
@@ -300,6 +300,9 @@ impl Loop {
             Order::Statistics(reply) => {
                 // Whoever asked may have given up waiting.
                 let _ = reply.send(self.statistics());
+            }
+            Order::Import(known, reply) => {
+                let _ = reply.send(self.engine.import(clock::monotonic(), snapshot, &known));
             }
             Order::Stop => {}
         }

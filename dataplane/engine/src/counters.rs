@@ -51,6 +51,8 @@ events! {
     HandedOver = "handed_over";
     /// Flows opened.
     FlowsOpened = "flows_opened";
+    /// Flows taken over from the kernel's connection tracking.
+    FlowsImported = "flows_imported";
     /// Flows reopened by a SYN after they were closed.
     FlowsReopened = "flows_reopened";
     /// Flows closed by age.

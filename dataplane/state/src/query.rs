@@ -21,7 +21,7 @@ use crate::push::Hello;
 use crate::{Mac, PortRange};
 
 pub use capture::{CaptureFilter, CaptureRecord, Point};
-pub use extent::{Extent, Memory};
+pub use extent::{Extent, Imported, Memory};
 
 /// The version of the query socket's protocol.
 pub const QUERY_VERSION: u32 = 1;
@@ -205,6 +205,9 @@ pub struct Report {
     pub ports: PortContract,
     /// How much the state in force says about policy and services.
     pub extent: Extent,
+    /// Connections that were the kernel's before; absent when none was looked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub imported: Option<Imported>,
     /// Memory that was set aside at the start.
     pub memory: Memory,
     /// Everything that is degraded, worst first.

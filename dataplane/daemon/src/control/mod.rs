@@ -9,6 +9,7 @@
 //! Nothing here is locked, because nothing is shared: readers get copies, workers get snapshots.
 
 mod enis;
+mod import;
 mod pods;
 mod publish;
 mod reach;
@@ -27,7 +28,7 @@ use sluice_bpf::Programs;
 use sluice_engine::snapshot::HostFacts;
 use sluice_io::xsk::{Umem, XskPort};
 use sluice_state::push::PushReply;
-use sluice_state::query::{Finding, Memory, TrunkReport, WorkerReport};
+use sluice_state::query::{Finding, Imported, Memory, TrunkReport, WorkerReport};
 use sluice_state::{Generation, PortSet, State};
 
 use crate::host::{Host, Monitor, Neighbours};
@@ -98,6 +99,9 @@ pub struct Control {
     contract: Contract,
     /// The ports that XDP and tc give to the engine: TCP, UDP, ICMP identifiers.
     steered: [PortSet; 3],
+    /// No program was here before: the kernel may have the pods' connections.
+    may_be_live: bool,
+    imported: Option<Imported>,
     plane: Arc<Plane>,
     view: Arc<ArcSwap<View>>,
     programs: Arc<Mutex<Programs>>,

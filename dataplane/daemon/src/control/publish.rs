@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!  1 what can be refused is refused: findings, nothing changed      4 snapshot swapped, every worker has it
-//!  2 new ENIs are opened                                            5 new pods get their programs and map entries
+//!  2 new ENIs are opened                                            5 new pods get their programs and map entries; the
+//!                                                                     first ones' connections are imported before
 //!  3 ports: old and new; gone pods lose their map entries           6 ports: new, and old ones that flows have; gone ENIs are closed
 //! ```
 //!
@@ -14,9 +15,7 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sluice_engine::flow::FlowRecord;
 use sluice_engine::snapshot::{HostFacts, HostLink, Neighbour, Snapshot};
-use sluice_engine::wire::proto;
 use sluice_state::{Invalid, OnFailure, Pod, PortSet, State};
 
 use super::reach::Reach;
@@ -27,7 +26,7 @@ use crate::plane::Route;
 use crate::ports::{Contract, HostPorts, nothing_left, union};
 
 /// How long every worker has to take a snapshot.
-const PATIENCE: Duration = Duration::from_secs(5);
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What a state is brought into force with besides itself.
 struct Around {
@@ -127,9 +126,18 @@ impl Control {
         }
         // After a restart the kernel has had the traffic until now, where the operator wants that.
         self.keep_alive();
+        let live = pods && self.may_be_live && !self.state.pods.is_empty();
+        if live {
+            self.import(&mut warnings);
+        }
         if pods {
             self.bind_pods(&mut warnings);
         }
+        if live {
+            self.import(&mut warnings);
+        }
+        // A later generation's new pods have no past.
+        self.may_be_live &= number == 0;
         if ports {
             self.steer(&mut warnings);
         }
@@ -257,31 +265,16 @@ impl Control {
     /// process of the node that begins to listen on a port must not cut the connections that have it.
     fn steer(&mut self, warnings: &mut Vec<String>) {
         let mut ports = self.contract.sets();
-        if ports != self.steered
-            && let Some(primary) = self.state.primary_eni()
-        {
-            let address = primary.address.to_bits();
-            // The host's own connections with their own port find their way past the engine, too.
-            let held = |f: &FlowRecord| f.translated.src() == address && f.translated != f.original;
-            for flow in self.plane.table.flows(clock::monotonic()).filter(held) {
-                let space = match flow.translated.proto() {
-                    proto::TCP => 0,
-                    proto::UDP => 1,
-                    proto::ICMP => 2,
-                    _ => continue,
-                };
-                let port = flow.translated.sport();
-                if self.steered[space].contains(port) {
-                    ports[space].insert(port);
-                }
-            }
+        if ports != self.steered {
+            let held = self.mapped_ports(|space, port| self.steered[space].contains(port));
+            ports = union(ports, &held);
         }
         if ports != self.steered {
             self.set_ports(ports, warnings);
         }
     }
 
-    fn set_ports(&mut self, ports: [PortSet; 3], warnings: &mut Vec<String>) {
+    pub(super) fn set_ports(&mut self, ports: [PortSet; 3], warnings: &mut Vec<String>) {
         let [tcp, udp, icmp] = &ports;
         let set = lock(&self.programs).set_ports(tcp.words(), udp.words(), icmp.words());
         note(warnings, "setting the ports", set);

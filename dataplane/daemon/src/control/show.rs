@@ -38,6 +38,7 @@ impl Control {
             enis: self.eni_reports(),
             ports: self.contract.report.clone(),
             extent: self.extent(),
+            imported: self.imported.clone(),
             memory: self.memory,
             findings,
         };

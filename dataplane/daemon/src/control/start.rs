@@ -27,7 +27,7 @@ use crate::lock::{LockError, RunDir};
 use crate::plane::{Plane, Seat};
 use crate::ports::{Contract, HostPorts};
 use crate::privilege::{self, PrivilegeError};
-use crate::settings::{EniPort, Settings};
+use crate::settings::{EniPort, Import, Settings};
 use crate::socket::Server;
 use crate::sys::{self, Ethtool};
 use crate::view::View;
@@ -109,6 +109,7 @@ pub fn start(settings: Settings) -> Result<(Control, Sender<Event>), StartError>
     let pin_dir = Some(settings.bpffs.clone());
     let mut programs =
         Programs::load(&sluice_bpf::Options { pin_dir, frags, force_clsact: settings.force_clsact })?;
+    let may_be_live = settings.import_conntrack == Import::Auto && programs.links()?.is_empty();
     let cpus = allowed_cpus()?;
     let workers = plan.workers(&settings, cpus.len());
     let options = TrunkOptions { mtu: plan.trunk_mtu, ..TrunkOptions::default() };
@@ -156,6 +157,8 @@ pub fn start(settings: Settings) -> Result<(Control, Sender<Event>), StartError>
         places: Places::default(),
         contract,
         steered: std::array::from_fn(|_| sluice_state::PortSet::default()),
+        may_be_live,
+        imported: None,
         plane: Arc::clone(&plane),
         view: Arc::new(ArcSwap::from_pointee(View::new(empty_report(&trunk), Vec::new()))),
         programs: Arc::new(Mutex::new(programs)),
@@ -401,6 +404,7 @@ fn empty_report(trunk: &TrunkReport) -> Report {
         )
         .report,
         extent: Extent::default(),
+        imported: None,
         memory: Memory::default(),
         findings: Vec::new(),
     }

@@ -14,7 +14,7 @@ use thiserror::Error;
 
 use super::key::FlowKey;
 use super::local::Local;
-use super::phase::{Life, Phase, REPLIED, SYN, State};
+use super::phase::{Life, Phase, REPLIED, SYN, SYN_ACKED, State};
 use super::slot::{Fixed, Origin};
 use super::sync::{Ordering, fence};
 use super::table::{Dir, FlowId, FlowTable};
@@ -135,8 +135,10 @@ impl Local {
                 slot.meter(dir).reset(now);
             }
             slot.meter(Dir::Forward).opened.store(now, Ordering::Relaxed);
-            if let Start::Tcp(segment) = &new.start {
-                tcp::first(slot, segment);
+            match &new.start {
+                Start::Tcp(segment) => tcp::first(slot, segment),
+                Start::Imported(_) => tcp::unseen(slot),
+                Start::Udp | Start::Icmp | Start::Other => {}
             }
             match self.publish(table, claims, index, state, now) {
                 Ok(()) => return Ok(FlowId(index)),
@@ -232,9 +234,12 @@ fn begin(free: State, start: &Start) -> State {
         Start::Udp => state.with_phase(Phase::UdpOneWay),
         Start::Icmp => state.with_phase(Phase::Icmp),
         Start::Other => state.with_phase(Phase::Other),
-        Start::Imported(phase) => {
-            let state = state.with_phase(*phase);
-            if *phase == Phase::UdpOneWay { state } else { state.with(REPLIED) }
-        }
+        Start::Imported(phase) => state.with_phase(*phase).with(match phase {
+            Phase::UdpOneWay => 0,
+            Phase::SynSent => SYN,
+            Phase::SynSent2 => SYN | SYN << 1 | REPLIED,
+            Phase::SynReceived => SYN | SYN << 1 | SYN_ACKED | REPLIED,
+            _ => REPLIED,
+        }),
     }
 }

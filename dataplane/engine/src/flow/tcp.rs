@@ -109,11 +109,16 @@ pub(super) fn first(slot: &Slot, segment: &TcpSegment) {
         note_syn(slot, Dir::Forward, false, segment);
         return;
     }
-    // Its SYNs were not seen: believe in the largest scale, so that no honest RST is taken for a forged one.
+    unseen(slot);
+    follow(slot.meter(Dir::Forward), segment);
+}
+
+/// Nothing was seen of the connection, not its SYNs either: believe in the largest scale, so that no honest RST is taken for
+/// a forged one.
+pub(super) fn unseen(slot: &Slot) {
     for dir in [Dir::Forward, Dir::Reply] {
         slot.meter(dir).window.store(u64::from(MAX_SCALE), Ordering::Relaxed);
     }
-    follow(slot.meter(Dir::Forward), segment);
 }
 
 /// What to remember of a segment.

@@ -94,6 +94,12 @@ impl<'a> Flow<'a> {
         self.slot.load_state().is_live()
     }
 
+    /// Whether no packet of `dir` was counted yet.
+    #[must_use]
+    pub(crate) fn is_unused(&self, dir: Dir) -> bool {
+        self.slot.meter(dir).packets.load(Ordering::Relaxed) == 0
+    }
+
     /// The slot's generation, which tells two flows with one number apart in reports.
     #[must_use]
     pub fn generation(&self) -> u32 {

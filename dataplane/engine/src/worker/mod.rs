@@ -17,6 +17,7 @@ mod fast;
 mod finish;
 mod forward;
 mod fragments;
+mod import;
 mod open;
 mod recheck;
 mod serve;
@@ -24,6 +25,8 @@ mod target;
 mod waiting;
 
 use std::sync::Arc;
+
+pub use self::import::{Imports, Known, Left};
 
 use self::finish::IcmpBudget;
 use self::fragments::{Fragment, Piece};

@@ -39,15 +39,15 @@ mac = "02:00:00:00:02:14"
 vpc_cidrs = ["10.0.0.0/16", "100.64.0.0/16"]
 "#;
 
-const ENI0: u32 = 2;
-const ENI1: u32 = 3;
-const POD_A: u32 = 10;
-const POD_C: u32 = 12;
+pub(super) const ENI0: u32 = 2;
+pub(super) const ENI1: u32 = 3;
+pub(super) const POD_A: u32 = 10;
+pub(super) const POD_C: u32 = 12;
 
-struct World {
-    worker: Worker<Vec<u8>>,
-    snapshot: Snapshot,
-    now: u64,
+pub(super) struct World {
+    pub(super) worker: Worker<Vec<u8>>,
+    pub(super) snapshot: Snapshot,
+    pub(super) now: u64,
 }
 
 fn snapshot(gateway_known: bool, generation: u64) -> Snapshot {
@@ -74,13 +74,13 @@ fn snapshot(gateway_known: bool, generation: u64) -> Snapshot {
 }
 
 impl World {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let table = Arc::new(FlowTable::new(1024, 1, 3));
         let setup = Setup { id: 0, workers: 1, seed: 5, fragments: 64, fragment_timeout: 30_000_000_000 };
         Self { worker: Worker::new(setup, table).unwrap(), snapshot: snapshot(true, 1), now: 1_000_000_000 }
     }
 
-    fn send(&mut self, ingress: Ingress, frame: Vec<u8>) -> Vec<Output<Vec<u8>>> {
+    pub(super) fn send(&mut self, ingress: Ingress, frame: Vec<u8>) -> Vec<Output<Vec<u8>>> {
         let mut out = Vec::new();
         let mut input = vec![Packet { frame, ingress, offload: Offload::default() }];
         self.worker.step(self.now, &self.snapshot, &mut input, &mut out, &mut NoTrace);
@@ -88,7 +88,7 @@ impl World {
         out
     }
 
-    fn one(&mut self, ingress: Ingress, frame: Vec<u8>) -> (Verdict, Vec<u8>) {
+    pub(super) fn one(&mut self, ingress: Ingress, frame: Vec<u8>) -> (Verdict, Vec<u8>) {
         let mut out = self.send(ingress, frame);
         assert_eq!(out.len(), 1);
         let output = out.remove(0);

@@ -1,5 +1,7 @@
 //! How large what a daemon has is: what the control plane told it, and what it set aside for packets.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 /// How much the state in force says about policy and services.
@@ -35,6 +37,19 @@ impl Extent {
             ("endpoints", "Endpoints of services", self.endpoints),
         ]
     }
+}
+
+/// What became of the connections that the kernel tracked when a daemon took the first pods over.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Imported {
+    /// Flows made of them.
+    pub taken: u64,
+    /// Those that never pass the engine: the node's own, with a port that is none of ours.
+    pub elsewhere: u64,
+    /// Entries that the engine cannot follow: of another conntrack zone, or of a kind that is no connection.
+    pub unreadable: u64,
+    /// Those of pods that were not taken over, by reason; reasons without one are left out.
+    pub left: BTreeMap<String, u64>,
 }
 
 /// Memory that a daemon sets aside at its start, whatever it then holds. Everything else grows with the state.
