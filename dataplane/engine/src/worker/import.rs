@@ -17,12 +17,14 @@
 //! pod's interface the kernel goes on forwarding what was imported already; such packets pass as the kernel has made them
 //! (`Worker::still_the_kernels`).
 
+use super::open::judged;
 use super::target::{Exit, Target};
 use super::{Moment, Worker};
 use crate::counters::Event;
 use crate::flow::{Dir, FlowKey, InsertError, NewFlow, Origin, Phase, Start};
 use crate::frame::{Frame, Ingress};
 use crate::snapshot::Snapshot;
+use crate::verdict::Drop;
 use crate::wire::proto;
 
 /// Attempts for a connection that workers are in the middle of.
@@ -157,7 +159,7 @@ impl<F: Frame> Worker<F> {
         moment: Moment<'s>,
         ingress: Ingress,
         key: &FlowKey,
-    ) -> Option<Exit<'s>> {
+    ) -> Option<Result<Exit<'s>, Drop>> {
         let Moment { now, snapshot } = moment;
         if !matches!(ingress, Ingress::Host(_) | Ingress::ToPod(_)) {
             return None;
@@ -165,19 +167,24 @@ impl<F: Frame> Worker<F> {
         let reversed = key.reversed();
         let (id, dir) = self.table.lookup(&reversed, self.table.hash(&reversed), now)?;
         let flow = self.table.flow(id);
-        if flow.origin() != Origin::Pod || flow.original() == flow.translated() {
+        let (original, translated) = (flow.original(), flow.translated());
+        // A pod's connection to itself is not judged, so nobody may join it.
+        if flow.origin() != Origin::Pod || original == translated || original.src() == translated.dst() {
             return None;
         }
         let exit = |dir| Target::from_word(flow.egress(dir)).exit(snapshot);
-        match (ingress, dir, exit(dir.opposite())?) {
+        let on = match (ingress, dir, exit(dir.opposite())?) {
             // What the pod has sent. Once a packet of the pod's itself has come by, this would be another connection.
-            (Ingress::Host(_), Dir::Reply, out @ Exit::Eni(_)) if flow.is_unused(Dir::Forward) => Some(out),
+            (Ingress::Host(_), Dir::Reply, out @ Exit::Eni(_)) if flow.is_unused(Dir::Forward) => out,
             // What the pod gets, with the kernel's translation taken back.
-            (Ingress::ToPod(ifindex), Dir::Forward, back @ Exit::Pod(pod)) => {
-                (pod.ifindex == ifindex && pod.ip == key.dst()).then_some(back)
+            (Ingress::ToPod(ifindex), Dir::Forward, back @ Exit::Pod(pod))
+                if pod.ifindex == ifindex && pod.ip == key.dst() =>
+            {
+                back
             }
-            _ => None,
-        }
+            _ => return None,
+        };
+        Some(snapshot.judge(&judged(&original, &translated), Origin::Pod).map(|()| on))
     }
 }
 

@@ -50,9 +50,13 @@ impl<F: Frame> Worker<F> {
     /// A packet that no flow is known for.
     #[cold]
     pub(super) fn open(&mut self, moment: Moment<'_>, packet: &mut Packet<F>, parsed: &Parsed) -> End {
-        if let Some(exit) = self.still_the_kernels(moment, packet.ingress, &parsed.key) {
-            let rewrite = Rewrite::identity(&parsed.key);
-            return self.forward(moment, packet, parsed, &rewrite, exit, Ttl::Keep, None);
+        match self.still_the_kernels(moment, packet.ingress, &parsed.key) {
+            Some(Ok(exit)) => {
+                let rewrite = Rewrite::identity(&parsed.key);
+                return self.forward(moment, packet, parsed, &rewrite, exit, Ttl::Keep, None);
+            }
+            Some(Err(reason)) => return End::drop(reason),
+            None => {}
         }
         let opening = self.opening(moment, packet.ingress, parsed);
         let keep = match &opening {

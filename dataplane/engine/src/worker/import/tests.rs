@@ -1,6 +1,6 @@
 use super::*;
 use crate::testing::{read, tcp, udp};
-use crate::verdict::{Drop, Verdict};
+use crate::verdict::Verdict;
 use crate::worker::tests::{ENI0, ENI1, POD_A, POD_C, World};
 
 const POD: u32 = 0x0A00_010A;
