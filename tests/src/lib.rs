@@ -6,6 +6,7 @@
 pub mod browser;
 pub mod cluster;
 pub mod conformance;
+pub mod fakes;
 pub mod kube_proxy;
 pub mod lab;
 pub mod networkpolicy;

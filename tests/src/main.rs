@@ -1,11 +1,16 @@
 //! `sluice-tests`: cases that others wrote, played against the product.
 #![forbid(unsafe_code)]
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use sluice_tests::conformance;
+use sluice_tests::fakes::kubernetes::crowd::Crowd;
+use sluice_tests::fakes::kubernetes::rbac::User;
+use sluice_tests::fakes::kubernetes::{FakeApiServer, Options};
 
 /// What `--help` ends with.
 const EXIT_CODES: &str = "Exit codes: 0 everything came out as the cases say, 1 something did not, 2 wrong command line or no case file.";
@@ -35,6 +40,42 @@ enum Command {
         #[arg(long, value_enum, default_value_t)]
         output: Format,
     },
+    /// Serve what a node talks to, without a cluster or a cloud
+    #[command(subcommand)]
+    Fakes(Fake),
+}
+
+#[derive(Debug, Subcommand)]
+enum Fake {
+    /// Serve a Kubernetes API over plain HTTP, until it is interrupted
+    ///
+    /// It stores objects, lists and watches them as a real API server does, and breaks on demand: GET /control tells what
+    /// there is, docs/fakes-kubernetes.md how. No controllers run.
+    #[command(
+        after_long_help = "Example:\n  sluice-tests fakes kubernetes --listen 127.0.0.1:8001 --load pods.yaml\n  \
+        curl -N 'http://127.0.0.1:8001/api/v1/pods?watch=true'\n  \
+        kubectl --server http://127.0.0.1:8001 get pods -A -o json"
+    )]
+    Kubernetes {
+        /// Where to listen; port 0 for any
+        #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0")]
+        listen: SocketAddr,
+        /// Manifests to store first, YAML or JSON, status included; again for more
+        #[arg(long, value_name = "FILE")]
+        load: Vec<PathBuf>,
+        /// A bearer token and whose it is; `admin` may do everything. With none, everyone may
+        #[arg(long, value_name = "TOKEN=USER")]
+        user: Vec<String>,
+        /// Pods of a made-up cluster, 6 to 10 kB each; with namespaces, nodes, policies, services and slices
+        #[arg(long, value_name = "NUMBER", default_value_t = 0)]
+        pods: usize,
+        /// Nodes of that cluster: node-0, node-1, …
+        #[arg(long, value_name = "NUMBER", default_value_t = 50)]
+        nodes: usize,
+        /// Changes of its pods in a second; 0 for none
+        #[arg(long, value_name = "NUMBER", default_value_t = 0)]
+        changes: u32,
+    },
 }
 
 #[derive(Debug, Clone, Copy, Default, ValueEnum)]
@@ -47,7 +88,24 @@ enum Format {
 }
 
 fn main() -> ExitCode {
-    let Command::Conformance { file, filter, output } = Cli::parse().command;
+    let (file, filter, output) = match Cli::parse().command {
+        Command::Conformance { file, filter, output } => (file, filter, output),
+        Command::Fakes(fake) => {
+            let served = match fake {
+                Fake::Kubernetes { listen, load, user, pods, nodes, changes } => {
+                    let crowd = Crowd { pods, nodes, ..Crowd::default() };
+                    serve_kubernetes(listen, &load, &user, &crowd, changes)
+                }
+            };
+            return match served {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(e) => {
+                    eprintln!("sluice-tests: {e}");
+                    ExitCode::from(2)
+                }
+            };
+        }
+    };
     let report = match conformance::run(&file, &filter) {
         Ok(report) => report,
         Err(e) => {
@@ -67,4 +125,42 @@ fn main() -> ExitCode {
         },
     }
     if report.ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Serves until the process is interrupted.
+fn serve_kubernetes(
+    listen: SocketAddr,
+    load: &[PathBuf],
+    users: &[String],
+    crowd: &Crowd,
+    changes: u32,
+) -> Result<(), String> {
+    let options = Options { listen, ..Options::default() };
+    let server = FakeApiServer::start_with(&options).map_err(|e| format!("--listen {listen}: {e}"))?;
+    for file in load {
+        let text = std::fs::read_to_string(file).map_err(|e| format!("{}: {e}", file.display()))?;
+        let loaded = server.load(&text).map_err(|e| format!("{}: {e}", file.display()))?;
+        eprintln!("{}: {loaded} objects", file.display());
+    }
+    for user in users {
+        let (token, name) =
+            user.split_once('=').ok_or(format!("--user {user}: it is TOKEN=USER, as in t0=admin"))?;
+        server.user(token, if name == "admin" { User::admin() } else { User::named(name) });
+    }
+    let mut churn = None;
+    if crowd.pods > 0 {
+        server
+            .fill(crowd)
+            .map_err(|refusal| format!("--pods {}: {}", crowd.pods, refusal.body["message"]))?;
+        if changes > 0 {
+            churn = Some(server.churn(crowd, changes).map_err(|e| format!("--changes {changes}: {e}"))?);
+        }
+    }
+    println!("{}", server.url());
+    loop {
+        std::thread::park_timeout(Duration::from_secs(60));
+        if let Some(churn) = &churn {
+            eprintln!("{} changes, at worst {} ms late", churn.done(), churn.late_micros() / 1_000);
+        }
+    }
 }
