@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use sluice_tests::conformance;
+use sluice_tests::fakes::ec2::cli as fake_ec2;
 use sluice_tests::fakes::kubernetes::crowd::Crowd;
 use sluice_tests::fakes::kubernetes::rbac::User;
 use sluice_tests::fakes::kubernetes::{FakeApiServer, Options};
@@ -47,6 +48,9 @@ enum Command {
 
 #[derive(Debug, Subcommand)]
 enum Fake {
+    /// EC2, STS, the metadata service and the agent of Pod Identity, as one world with real limits
+    #[command(after_long_help = fake_ec2::EXAMPLE)]
+    Ec2(fake_ec2::Options),
     /// Serve a Kubernetes API over plain HTTP, until it is interrupted
     ///
     /// It stores objects, lists and watches them as a real API server does, and breaks on demand: GET /control tells what
@@ -92,6 +96,7 @@ fn main() -> ExitCode {
         Command::Conformance { file, filter, output } => (file, filter, output),
         Command::Fakes(fake) => {
             let served = match fake {
+                Fake::Ec2(options) => fake_ec2::run(&options).map_err(|e| e.to_string()),
                 Fake::Kubernetes { listen, load, user, pods, nodes, changes } => {
                     let crowd = Crowd { pods, nodes, ..Crowd::default() };
                     serve_kubernetes(listen, &load, &user, &crowd, changes)
