@@ -94,6 +94,8 @@ fn play_in(lab: &Lab, rules: &Rules, pods: &[&str], at: SocketAddrV4, port: u16)
                 }
             }
             lab.sh("node", rules.take);
+            // A client's port may come again, and the kernel still translates it by the rules that were.
+            lab.sh("node", "conntrack -F 2>/dev/null");
         }
     }
     assert_eq!(lab.source_check_drops(), 0);
