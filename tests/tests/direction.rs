@@ -11,6 +11,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("sluice-io", &["sluice-engine"]),
     ("sluice-bpf", &[]),
     ("sluiced", &["sluice-bpf", "sluice-engine", "sluice-io", "sluice-state"]),
+    ("sluice-ec2", &[]),
     ("sluice-policy", &["sluice-state"]),
     ("sluice-kube", &["sluice-policy", "sluice-state"]),
     ("sluice-agent", &["sluice-kube", "sluice-policy", "sluice-state"]),
