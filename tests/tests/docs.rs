@@ -76,6 +76,11 @@ fn every_counter_is_in_the_tables_with_its_meaning() {
 }
 
 #[test]
+fn every_variable_of_the_vpc_cni_is_in_the_table_with_its_standing() {
+    check_generated("docs/environment.md", &[("variables", sluice_agent::environment::markdown())]);
+}
+
+#[test]
 fn every_drop_reason_has_its_place_in_the_runbook() {
     let text = read("docs/runbooks/drops.md");
     let missing: Vec<_> = Drop::ALL

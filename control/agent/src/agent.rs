@@ -175,7 +175,7 @@ impl Agent {
     }
 
     fn rescan(&mut self) {
-        let inventory = match Inventory::from_file(&self.places.inventory) {
+        let inventory = match self.settings.inventory(&self.places.inventory) {
             Ok(inventory) => inventory,
             Err(error) => {
                 tracing::error!(%error, "the inventory is refused: the last good one stays in force");

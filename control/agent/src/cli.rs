@@ -16,7 +16,8 @@ use tracing_subscriber::EnvFilter;
 
 use crate::agent::{Agent, Ended, Event, Places};
 use crate::allocations::Store;
-use crate::inventory::{Inventory, InventoryError};
+use crate::environment::{Environment, EnvironmentError, Printed, VARIABLES};
+use crate::inventory::InventoryError;
 use crate::model::Model;
 use crate::settings::Settings;
 
@@ -25,15 +26,15 @@ Exit codes:
   0  done, or stopped by SIGTERM or SIGINT
   1  something of the system failed; the message names it and the way out
   2  the command line is wrong
-  3  the inventory is refused, `check` found errors, or the daemon refused what --once sent
+  3  the inventory or a variable is refused, `check` found errors, or the daemon refused what --once sent
 
 Signals while it runs:
   SIGHUP           read the inventory and the whole directory again; a bad inventory changes nothing
   SIGTERM, SIGINT  stop; the daemon keeps what it has
 
 Environment:
-  NETWORK_POLICY_ENFORCING_MODE  standard or strict, where --enforcing-mode does not say
-  SLUICE_LOG                     what is logged, as in `info` or `sluice_agent=debug` (default info)
+  SLUICE_LOG  what is logged, as in `info` or `sluice_agent=debug` (default info)
+  Those of the VPC CNI, AWS_VPC_K8S_CNI_EXTERNALSNAT and all others: `sluice-agent env` lists them
 
 Examples:
   sluice-agent check --manifests manifests --inventory node.toml
@@ -103,6 +104,12 @@ enum Command {
         #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]
         output: Lines,
     },
+    /// List the VPC CNI's environment variables: what each is set to, and what Sluice does about it
+    Env {
+        /// How to print
+        #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]
+        output: Lines,
+    },
     /// Print completions for a shell
     Completions {
         /// The shell
@@ -148,6 +155,7 @@ pub fn main() -> ExitCode {
         None if cli.run.dry_run => dry_run(&cli.run),
         None => run(cli.run),
         Some(Command::Check { sources, output }) => check(&sources, output),
+        Some(Command::Env { output }) => env(output),
         Some(Command::Completions { shell }) => {
             clap_complete::generate(shell, &mut Cli::command(), "sluice-agent", &mut io::stdout());
             Ok(())
@@ -166,7 +174,10 @@ pub fn main() -> ExitCode {
 fn exit_code(error: &anyhow::Error) -> u8 {
     let refused =
         error.downcast_ref::<InventoryError>().is_some_and(|e| !matches!(e, InventoryError::Read { .. }));
-    let found = error.is::<Found>() || error.is::<Ended>() || error.is::<StateError>();
+    let found = error.is::<Found>()
+        || error.is::<EnvironmentError>()
+        || error.is::<Ended>()
+        || error.is::<StateError>();
     if refused || found { 3 } else { 1 }
 }
 
@@ -178,15 +189,24 @@ impl Sources {
         Ok((manifests, inventory))
     }
 
+    /// The settings with what the environment decides.
+    fn settings(&self) -> anyhow::Result<Settings> {
+        let environment = Environment::from_process()?;
+        for note in &environment.notes {
+            tracing::warn!("{note}");
+        }
+        Ok(Settings { environment, ..self.settings.clone() })
+    }
+
     /// Everything looked at once.
     fn model(&self) -> anyhow::Result<Model> {
         let (manifests, path) = self.paths()?;
         std::fs::read_dir(manifests)
             .with_context(|| format!("cannot read the directory {}", manifests.display()))?;
-        let inventory = Inventory::from_file(path)?;
-        let mode = self.settings.mode().map_err(anyhow::Error::msg)?;
-        let store = Store::open(self.settings.allocations_of(path));
-        let mut model = Model::new(inventory, manifests, mode, &self.settings, store.kept());
+        let settings = self.settings()?;
+        let inventory = settings.inventory(path)?;
+        let store = Store::open(settings.allocations_of(path));
+        let mut model = Model::new(inventory, manifests, settings.mode(), &settings, store.kept());
         model.scan();
         Ok(model)
     }
@@ -194,20 +214,21 @@ impl Sources {
 
 fn run(args: RunArgs) -> anyhow::Result<()> {
     let (manifests, inventory) = args.sources.paths()?;
-    let mode = args.sources.settings.mode().map_err(anyhow::Error::msg)?;
+    let settings = args.sources.settings()?;
     let places = Places {
         manifests: manifests.to_owned(),
         inventory: inventory.to_owned(),
         socket: args.state_socket,
         status: args.status,
     };
-    let inventory = Inventory::from_file(inventory)?;
+    let inventory = settings.inventory(&places.inventory)?;
     let (sender, events) = channel();
     signals(sender.clone())?;
     let touched = sender.clone();
     // Before the first look, so that nothing falls in between.
     let _watcher = Watcher::start(&places.manifests, move |t| touched.send(Event::Touched(t)).is_ok())?;
-    Agent::new(places, inventory, args.sources.settings, mode, (sender, events), args.once).run()?;
+    let mode = settings.mode();
+    Agent::new(places, inventory, settings, mode, (sender, events), args.once).run()?;
     Ok(())
 }
 
@@ -269,6 +290,24 @@ fn check(sources: &Sources, output: Lines) -> anyhow::Result<()> {
     if errors > 0 { Err(Found(errors).into()) } else { Ok(()) }
 }
 
+/// Prints the variables. A value that is refused is printed like any other: the complaint is for who starts the agent.
+fn env(output: Lines) -> anyhow::Result<()> {
+    let printed = Printed::all(|name| std::env::var(name).ok());
+    let mut stdout = io::stdout().lock();
+    match output {
+        Lines::Json => writeln!(stdout, "{}", serde_json::to_string_pretty(&printed)?)?,
+        Lines::Text => {
+            let width = VARIABLES.iter().map(|variable| variable.name.len()).max().unwrap_or_default();
+            for Printed { name, default, standing, does, value } in printed {
+                let counts =
+                    value.map_or_else(|| format!("default {default}"), |value| format!("set to {value}"));
+                writeln!(stdout, "{name:width$}  {standing:8}  {counts}. {does}")?;
+            }
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -291,7 +330,7 @@ mod tests {
         assert_eq!(exit_code(&Found(2).into()), 3);
         let refused = Ended::Refused { reason: "no".into(), findings: vec![] };
         assert_eq!(exit_code(&refused.into()), 3);
-        let missing = Inventory::from_file(Path::new("/nowhere")).unwrap_err();
+        let missing = crate::inventory::Inventory::from_file(Path::new("/nowhere")).unwrap_err();
         assert_eq!(exit_code(&missing.into()), 1);
     }
 }

@@ -13,6 +13,7 @@ mod agent;
 mod allocations;
 pub mod cli;
 mod daemon;
+pub mod environment;
 mod inventory;
 mod model;
 mod settings;

@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueEnum};
 use ipnet::Ipv4Net;
 use sluice_policy::EnforcingMode;
-use sluice_state::{MasqueradedNodeTraffic, OnPolicyChange};
+use sluice_state::{MasqueradedNodeTraffic, OnPolicyChange, StateError};
 
-/// Where the VPC CNI says how pods that no policy selects are treated.
-pub(crate) const MODE_VARIABLE: &str = "NETWORK_POLICY_ENFORCING_MODE";
+use crate::environment::Environment;
+use crate::inventory::{Inventory, InventoryError};
 
 /// What becomes of a pod that no policy selects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -59,23 +59,35 @@ pub struct Settings {
     /// Where addresses and node ports that were given out are kept over a restart [default: INVENTORY.allocations.json]
     #[arg(long, value_name = "FILE")]
     pub allocations: Option<PathBuf>,
+    /// What the environment decides.
+    #[arg(skip)]
+    pub environment: Environment,
 }
 
 impl Settings {
     /// The mode, by flag or environment.
+    #[must_use]
+    pub fn mode(&self) -> EnforcingMode {
+        match self.enforcing_mode {
+            Some(Mode::Standard) => EnforcingMode::Standard,
+            Some(Mode::Strict) => EnforcingMode::Strict,
+            None => self.environment.enforcing_mode.unwrap_or(EnforcingMode::Standard),
+        }
+    }
+
+    /// The inventory of a file, with what the environment says over it.
     ///
     /// # Errors
-    /// The environment names a mode that there is not.
-    pub fn mode(&self) -> Result<EnforcingMode, String> {
-        match self.enforcing_mode {
-            Some(Mode::Standard) => Ok(EnforcingMode::Standard),
-            Some(Mode::Strict) => Ok(EnforcingMode::Strict),
-            None => match std::env::var(MODE_VARIABLE) {
-                Ok(text) if !text.is_empty() => {
-                    text.parse().map_err(|e: String| format!("{MODE_VARIABLE}: {e}"))
-                }
-                _ => Ok(EnforcingMode::Standard),
-            },
+    /// As [`Inventory::from_file`]; the environment may have made a good file one that contradicts itself.
+    pub fn inventory(&self, path: &Path) -> Result<Inventory, InventoryError> {
+        let mut inventory = Inventory::from_file(path)?;
+        self.environment.translate(&mut inventory.state.nat);
+        match inventory.state.check() {
+            Err(StateError::Invalid(findings)) => {
+                Err(InventoryError::Invalid { path: path.to_owned(), findings })
+            }
+            Err(other) => Err(InventoryError::Syntax { path: path.to_owned(), reason: other.to_string() }),
+            Ok(()) => Ok(inventory),
         }
     }
 

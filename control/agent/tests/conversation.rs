@@ -225,7 +225,40 @@ fn check_and_dry_run_touch_nothing_and_say_everything() {
     assert_eq!((&findings[0]["severity"], &findings[0]["line"]), (&"error".into(), &3.into()));
     assert!(!bed.path("node.toml.allocations.json").exists());
     let mode = bed.command(&["check"]).env("NETWORK_POLICY_ENFORCING_MODE", "lax").output().unwrap();
-    assert!(String::from_utf8_lossy(&mode.stderr).contains("`lax` is no enforcing mode: standard or strict"));
+    assert_eq!(mode.status.code(), Some(3));
+    let said = String::from_utf8_lossy(&mode.stderr).into_owned();
+    assert!(
+        said.contains("NETWORK_POLICY_ENFORCING_MODE: `lax` is refused: one of standard, strict"),
+        "{said}"
+    );
+}
+
+#[test]
+fn the_vpc_cnis_variables_reach_the_state() {
+    let bed = Bed::new();
+    let state = |variables: &[(&str, &str)]| {
+        let command =
+            bed.command(&["--dry-run", "--output", "json"]).envs(variables.iter().copied()).output();
+        let output = command.unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{said}");
+        (serde_json::from_slice::<sluice_state::State>(&output.stdout).unwrap(), said)
+    };
+    let (before, _) = state(&[]);
+    let (state, said) = state(&[
+        ("AWS_VPC_K8S_CNI_EXTERNALSNAT", "true"),
+        ("AWS_VPC_K8S_CNI_EXCLUDE_SNAT_CIDRS", "192.0.2.0/24"),
+        ("AWS_VPC_K8S_CNI_RANDOMIZESNAT", "none"),
+        ("WARM_ENI_TARGET", "3"),
+    ]);
+    assert!(!before.nat.external_snat && state.nat.external_snat);
+    assert_eq!(state.nat.exclude_cidrs, ["192.0.2.0/24".parse().unwrap()]);
+    assert_eq!(state.nat.randomize, sluice_state::RandomizeSnat::None);
+    assert!(said.contains("WARM_ENI_TARGET=3 is not read by this agent yet"), "{said}");
+    let listed =
+        Command::new(env!("CARGO_BIN_EXE_sluice-agent")).arg("env").env("POD_MTU", "1400").output().unwrap();
+    let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
+    assert!(listed.contains("set to 1400") && listed.contains("ENABLE_POD_ENI"), "{listed}");
 }
 
 #[test]

@@ -1,0 +1,254 @@
+//! The environment variables of the VPC CNI: each has a standing here, and those in force are read once into types.
+//!
+//! An operator who moves over keeps a DaemonSet full of variables. The worst that can happen to one of them is silence: a
+//! typo that falls back to a default, or a feature that is asked for and not there. So every variable is in one table with
+//! what Sluice does about it, a value that makes no sense is refused by name with all the others that make none, and what
+//! is set but not read is said at the start.
+//!
+//! ```text
+//!  environment ──read──> Environment ──over──> Inventory's `nat` ──> state of the daemon
+//!       table  ──────────────┘   └──> enforcing mode
+//!         └──> `sluice-agent env`, docs/environment.md
+//! ```
+
+use std::fmt;
+use std::ops::RangeInclusive;
+
+use ipnet::{IpNet, Ipv4Net};
+use sluice_policy::EnforcingMode;
+use sluice_state::{Nat, RandomizeSnat};
+
+mod show;
+mod table;
+
+pub use show::{Printed, markdown};
+pub use table::{Part, Standing, VARIABLES, Variable};
+
+/// What the variables decide; `None` where one is not set, so that the inventory or a default does.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Environment {
+    /// `NETWORK_POLICY_ENFORCING_MODE`.
+    pub enforcing_mode: Option<EnforcingMode>,
+    /// `AWS_VPC_K8S_CNI_EXTERNALSNAT`.
+    pub external_snat: Option<bool>,
+    /// `AWS_VPC_K8S_CNI_EXCLUDE_SNAT_CIDRS`, without host bits and without a range inside another.
+    pub exclude_cidrs: Option<Vec<Ipv4Net>>,
+    /// `AWS_VPC_K8S_CNI_RANDOMIZESNAT`.
+    pub randomize: Option<RandomizeSnat>,
+    /// `AWS_VPC_ENI_MTU`, in bytes.
+    pub eni_mtu: Option<u16>,
+    /// `POD_MTU`, in bytes; absent: as the ENIs'.
+    pub pod_mtu: Option<u16>,
+    /// `AWS_VPC_K8S_CNI_VETHPREFIX`.
+    pub veth_prefix: Option<String>,
+    /// What an operator should hear: variables that are set and change nothing, each in a sentence.
+    pub notes: Vec<String>,
+}
+
+/// One variable that is refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// Its name.
+    pub variable: &'static str,
+    /// Its value.
+    pub value: String,
+    /// What would be valid.
+    pub valid: String,
+}
+
+/// The variables that are refused, all of them.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub struct EnvironmentError(pub Vec<Refusal>);
+
+impl fmt::Display for EnvironmentError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, Refusal { variable, value, valid }) in self.0.iter().enumerate() {
+            let separator = if i == 0 { "" } else { "\n  " };
+            write!(f, "{separator}{variable}: `{value}` is refused: {valid}")?;
+        }
+        Ok(())
+    }
+}
+
+/// MTUs that an ENI can have (VPC CNI: 576 to 9001 bytes).
+const MTU: RangeInclusive<u16> = 576..=9001;
+
+impl Environment {
+    /// Reads this process's environment.
+    ///
+    /// # Errors
+    /// Every variable whose value makes no sense or asks for what Sluice does not do.
+    pub fn from_process() -> Result<Self, EnvironmentError> {
+        Self::read(|variable| std::env::var(variable).ok())
+    }
+
+    /// Reads variables through `lookup`. One that is set to nothing counts as not set, as in the VPC CNI.
+    ///
+    /// # Errors
+    /// As [`Environment::from_process`].
+    pub fn read(lookup: impl Fn(&str) -> Option<String>) -> Result<Self, EnvironmentError> {
+        let mut reader = Reader { lookup, refused: Vec::new(), notes: Vec::new() };
+        for variable in VARIABLES {
+            reader.standing(variable);
+        }
+        let found = Self {
+            enforcing_mode: reader.word(
+                "NETWORK_POLICY_ENFORCING_MODE",
+                &[("standard", EnforcingMode::Standard), ("strict", EnforcingMode::Strict)],
+            ),
+            external_snat: reader.flag("AWS_VPC_K8S_CNI_EXTERNALSNAT"),
+            exclude_cidrs: reader.ranges("AWS_VPC_K8S_CNI_EXCLUDE_SNAT_CIDRS"),
+            randomize: reader.word(
+                "AWS_VPC_K8S_CNI_RANDOMIZESNAT",
+                &[
+                    ("prng", RandomizeSnat::Prng),
+                    ("hashrandom", RandomizeSnat::HashRandom),
+                    ("none", RandomizeSnat::None),
+                ],
+            ),
+            eni_mtu: reader.mtu("AWS_VPC_ENI_MTU"),
+            pod_mtu: reader.mtu("POD_MTU"),
+            veth_prefix: reader.veth_prefix("AWS_VPC_K8S_CNI_VETHPREFIX"),
+            notes: Vec::new(),
+        };
+        if let (Some(eni), Some(pod)) = (found.eni_mtu, found.pod_mtu)
+            && pod > eni
+        {
+            let valid =
+                format!("at most AWS_VPC_ENI_MTU, {eni}, is valid: larger frames do not leave the node");
+            reader.refuse("POD_MTU", pod.to_string(), valid);
+        }
+        if reader.refused.is_empty() {
+            Ok(Self { notes: reader.notes, ..found })
+        } else {
+            Err(EnvironmentError(reader.refused))
+        }
+    }
+
+    /// What is translated, where these variables have the last word over the inventory.
+    pub fn translate(&self, nat: &mut Nat) {
+        if let Some(external) = self.external_snat {
+            nat.external_snat = external;
+        }
+        if let Some(cidrs) = &self.exclude_cidrs {
+            nat.exclude_cidrs.clone_from(cidrs);
+        }
+        if let Some(randomize) = self.randomize {
+            nat.randomize = randomize;
+        }
+    }
+}
+
+struct Reader<F> {
+    lookup: F,
+    refused: Vec<Refusal>,
+    notes: Vec<String>,
+}
+
+impl<F: Fn(&str) -> Option<String>> Reader<F> {
+    fn text(&self, variable: &'static str) -> Option<String> {
+        (self.lookup)(variable).map(|v| v.trim().to_owned()).filter(|v| !v.is_empty())
+    }
+
+    fn refuse(&mut self, variable: &'static str, value: String, valid: impl Into<String>) {
+        self.refused.push(Refusal { variable, value, valid: valid.into() });
+    }
+
+    /// What the table alone decides: refusals of what is not there, notes on what is set for nothing.
+    fn standing(&mut self, variable: &'static Variable) {
+        let Variable { name, default, standing, does } = *variable;
+        let Some(value) = self.text(name) else { return };
+        match standing {
+            Standing::Refused { only } => {
+                if self.flag(name).is_some_and(|set| set != only) {
+                    self.refuse(name, value, format!("only {only} is valid. {does}"));
+                }
+            }
+            Standing::Awaited(part) if value != default => {
+                self.notes.push(format!("{name}={value} is not read by this agent yet: {part} will"));
+            }
+            Standing::Ignored if value != default => {
+                self.notes.push(format!("{name}={value} changes nothing. {does}"));
+            }
+            Standing::Honoured | Standing::Awaited(_) | Standing::Ignored => {}
+        }
+    }
+
+    fn flag(&mut self, variable: &'static str) -> Option<bool> {
+        let value = self.text(variable)?;
+        // The words of Go's strconv.ParseBool, which the VPC CNI reads flags with.
+        match value.as_str() {
+            "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
+            "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
+            _ => {
+                self.refuse(variable, value, "true or false is valid");
+                None
+            }
+        }
+    }
+
+    fn word<T: Copy>(&mut self, variable: &'static str, words: &[(&str, T)]) -> Option<T> {
+        let value = self.text(variable)?;
+        let found = words.iter().find(|(word, _)| *word == value).map(|(_, meaning)| *meaning);
+        if found.is_none() {
+            let all = words.iter().map(|(word, _)| *word).collect::<Vec<_>>();
+            self.refuse(variable, value, format!("one of {} is valid", all.join(", ")));
+        }
+        found
+    }
+
+    fn mtu(&mut self, variable: &'static str) -> Option<u16> {
+        let value = self.text(variable)?;
+        let found = value.parse().ok().filter(|mtu| MTU.contains(mtu));
+        if found.is_none() {
+            let valid = format!("a whole number of bytes from {} to {} is valid", MTU.start(), MTU.end());
+            self.refuse(variable, value, valid);
+        }
+        found
+    }
+
+    /// Ranges by commas. The VPC CNI skips an item that is none; here it is refused, because the traffic that it was
+    /// meant to spare would be translated. IPv6 is skipped in both: none of it is translated.
+    fn ranges(&mut self, variable: &'static str) -> Option<Vec<Ipv4Net>> {
+        let value = self.text(variable)?;
+        let mut found = Vec::new();
+        for item in value.split(',').map(str::trim).filter(|item| !item.is_empty()) {
+            match item.parse() {
+                Ok(IpNet::V4(range)) => found.push(range.trunc()),
+                Ok(IpNet::V6(_)) => {
+                    self.notes.push(format!("{variable}: {item} changes nothing: IPv6 is never translated"));
+                }
+                Err(_) => {
+                    let valid = format!("`{item}` is no range; 10.20.0.0/16,192.168.1.0/24 is valid");
+                    self.refuse(variable, value.clone(), valid);
+                }
+            }
+        }
+        // A range inside another says nothing more, and the daemon wants each address in one.
+        found.sort_by_key(|range| (range.prefix_len(), range.network()));
+        let mut kept: Vec<Ipv4Net> = Vec::new();
+        for range in found {
+            if !kept.iter().any(|wider| wider.contains(&range)) {
+                kept.push(range);
+            }
+        }
+        kept.sort();
+        Some(kept)
+    }
+
+    fn veth_prefix(&mut self, variable: &'static str) -> Option<String> {
+        let value = self.text(variable)?;
+        // The prefix is followed by eleven characters of a hash, and a name has at most fifteen. The reserved ones are
+        // the VPC CNI's: they would be taken for the node's own interfaces.
+        let plain = value.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_');
+        if plain && value.len() <= 4 && !["eth", "vlan", "lo"].contains(&value.as_str()) {
+            return Some(value);
+        }
+        let valid = "1 to 4 letters, digits, - or _ are valid, other than eth, vlan and lo";
+        self.refuse(variable, value, valid);
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,299 @@
+//! The variables: every one that the VPC CNI's documentation or code names, in its documentation's order.
+
+use std::fmt;
+
+/// A variable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Variable {
+    /// Its name, as the VPC CNI spells it.
+    pub name: &'static str,
+    /// What counts where it is not set, in Sluice; a dash: nothing.
+    pub default: &'static str,
+    /// What Sluice does about it.
+    pub standing: Standing,
+    /// What it decides, or why nothing comes of it, in sentences.
+    pub does: &'static str,
+}
+
+/// What Sluice does about a variable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// It is read and in force.
+    Honoured,
+    /// It will be read by a part that this build does not run; until then it changes nothing, and the agent says so.
+    Awaited(Part),
+    /// It changes nothing, and need not.
+    Ignored,
+    /// Any value but this one stops the agent.
+    Refused {
+        /// The value that is no request for what is missing.
+        only: bool,
+    },
+}
+
+impl Standing {
+    /// One word for it.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Honoured => "honoured",
+            Self::Awaited(_) => "awaited",
+            Self::Ignored => "ignored",
+            Self::Refused { .. } => "refused",
+        }
+    }
+}
+
+/// A part of the control plane that will read variables.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// `control/ec2`: ENIs and addresses.
+    Addresses,
+    /// `control/cni`: the plugin, and what it lays.
+    Plugin,
+    /// `control/kube`: watches of an API server.
+    Watches,
+    /// The agent's own endpoints.
+    Introspection,
+    /// Adoption of what the VPC CNI left on the node.
+    Adoption,
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Addresses => "the pool of addresses (control/ec2)",
+            Self::Plugin => "the CNI plugin (control/cni)",
+            Self::Watches => "the watches (control/kube)",
+            Self::Introspection => "introspection (control/agent)",
+            Self::Adoption => "adoption from the VPC CNI (control/agent)",
+        })
+    }
+}
+
+const fn row(name: &'static str, default: &'static str, standing: Standing, does: &'static str) -> Variable {
+    Variable { name, default, standing, does }
+}
+
+use Part::{Addresses, Adoption, Introspection, Plugin, Watches};
+use Standing::{Awaited, Honoured, Ignored, Refused};
+
+/// Every variable.
+pub const VARIABLES: &[Variable] = &[
+    row(
+        "AWS_MANAGE_ENIS_NON_SCHEDULABLE",
+        "false",
+        Awaited(Addresses),
+        "Whether ENIs and addresses of a cordoned node still change.",
+    ),
+    row(
+        "AWS_VPC_CNI_NODE_PORT_SUPPORT",
+        "true",
+        Ignored,
+        "Replies of node ports find their way by the connection, not by a mark: there is nothing to switch.",
+    ),
+    row(
+        "AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG",
+        "false",
+        Awaited(Addresses),
+        "Whether pods' ENIs take subnet and security groups from an ENIConfig.",
+    ),
+    row(
+        "ENI_CONFIG_ANNOTATION_DEF",
+        "k8s.amazonaws.com/eniConfig",
+        Awaited(Addresses),
+        "The node annotation that names the ENIConfig.",
+    ),
+    row(
+        "ENI_CONFIG_LABEL_DEF",
+        "k8s.amazonaws.com/eniConfig",
+        Awaited(Addresses),
+        "The node label that names the ENIConfig.",
+    ),
+    row("HOST_CNI_BIN_PATH", "/host/opt/cni/bin", Awaited(Plugin), "Where the plugin is put."),
+    row("HOST_CNI_CONFDIR_PATH", "/host/etc/cni/net.d", Awaited(Plugin), "Where the conflist is put."),
+    row(
+        "AWS_VPC_ENI_MTU",
+        "9001",
+        Awaited(Addresses),
+        "MTU of ENIs, 576 to 9001 bytes. The value is checked already.",
+    ),
+    row(
+        "POD_MTU",
+        "AWS_VPC_ENI_MTU",
+        Awaited(Plugin),
+        "MTU of pods' interfaces, 576 bytes to the ENIs' MTU. The value is checked already.",
+    ),
+    row(
+        "AWS_VPC_K8S_CNI_EXTERNALSNAT",
+        "false",
+        Honoured,
+        "True: nothing is translated; a NAT gateway does it. Goes over the inventory's `nat.external_snat`.",
+    ),
+    row(
+        "AWS_VPC_K8S_CNI_RANDOMIZESNAT",
+        "prng",
+        Honoured,
+        "How a source port is chosen: prng, hashrandom or none. Goes over the inventory's `nat.randomize`. Another word is \
+         refused; the VPC CNI takes it for prng.",
+    ),
+    row(
+        "AWS_VPC_K8S_CNI_EXCLUDE_SNAT_CIDRS",
+        "-",
+        Honoured,
+        "Destinations outside the VPC that are not translated either, by commas. Goes over the inventory's \
+         `nat.exclude_cidrs`. An item that is no range is refused; the VPC CNI skips it.",
+    ),
+    row(
+        "AWS_EXTERNAL_SERVICE_CIDRS",
+        "-",
+        Ignored,
+        "It sends ranges by the node's main route table; pods' packets to them go where the connection belongs without it.",
+    ),
+    row(
+        "AWS_VPC_K8S_CNI_CONNMARK",
+        "0x80",
+        Ignored,
+        "Sluice marks no connection: this bit is free for others.",
+    ),
+    row(
+        "AWS_VPC_K8S_CNI_VETHPREFIX",
+        "eni",
+        Awaited(Plugin),
+        "How names of pods' interfaces on the node begin, up to 4 characters. The value is checked already.",
+    ),
+    row("WARM_ENI_TARGET", "1", Awaited(Addresses), "Spare ENIs."),
+    row("WARM_IP_TARGET", "-", Awaited(Addresses), "Spare addresses."),
+    row("MINIMUM_IP_TARGET", "-", Awaited(Addresses), "Addresses in all, used or not."),
+    row("WARM_PREFIX_TARGET", "1", Awaited(Addresses), "Spare /28, with prefix delegation."),
+    row("MAX_ENI", "-", Awaited(Addresses), "ENIs at most, beside the instance type's limit."),
+    row("ENABLE_PREFIX_DELEGATION", "false", Awaited(Addresses), "Whether addresses come as /28."),
+    row("IP_COOLDOWN_PERIOD", "30", Awaited(Addresses), "Seconds before a freed address is given out again."),
+    row(
+        "ENABLE_SUBNET_DISCOVERY",
+        "true",
+        Awaited(Addresses),
+        "Whether ENIs are made in any subnet that is tagged for it.",
+    ),
+    row("ADDITIONAL_ENI_TAGS", "{}", Awaited(Addresses), "Further tags of ENIs, a JSON object."),
+    row(
+        "CLUSTER_NAME",
+        "-",
+        Awaited(Addresses),
+        "The cluster, for tags and for what the sweeper may remove.",
+    ),
+    row(
+        "CLUSTER_ENDPOINT",
+        "-",
+        Awaited(Watches),
+        "The API server's address, where no kube-proxy leads to it.",
+    ),
+    row("DISABLE_LEAKED_ENI_CLEANUP", "false", Awaited(Addresses), "True: leaked ENIs are left alone."),
+    row(
+        "DISABLE_NETWORK_RESOURCE_PROVISIONING",
+        "false",
+        Awaited(Addresses),
+        "True: ENIs and addresses are only those that the instance metadata shows.",
+    ),
+    row("ENABLE_IMDS_ONLY_MODE", "false", Awaited(Addresses), "True: no call to EC2 at all."),
+    row("MANAGE_UNTAGGED_ENI", "true", Awaited(Addresses), "Whether ENIs without the CNI's tags are used."),
+    row(
+        "AWS_VPC_K8S_CNI_BACKING_STORE",
+        "/var/run/aws-node/ipam.json",
+        Awaited(Adoption),
+        "Where the VPC CNI kept its leases. It is only read.",
+    ),
+    row(
+        "AWS_EC2_ENDPOINT",
+        "-",
+        Awaited(Addresses),
+        "The address of EC2's API, where it is not the region's.",
+    ),
+    row("HTTP_TIMEOUT", "10", Awaited(Addresses), "Seconds that a call to EC2 may take."),
+    row(
+        "INTROSPECTION_BIND_ADDRESS",
+        "127.0.0.1:61679",
+        Awaited(Introspection),
+        "Where introspection listens.",
+    ),
+    row("DISABLE_INTROSPECTION", "false", Awaited(Introspection), "True: no introspection."),
+    row("DISABLE_METRICS", "false", Awaited(Introspection), "True: no metrics."),
+    row("AWS_VPC_K8S_CNI_LOGLEVEL", "-", Ignored, "SLUICE_LOG says what is logged."),
+    row("AWS_VPC_K8S_CNI_LOG_FILE", "-", Ignored, "Logs go to standard error: `kubectl logs` has them."),
+    row(
+        "AWS_VPC_K8S_PLUGIN_LOG_LEVEL",
+        "-",
+        Ignored,
+        "The plugin's errors are kubelet's: they are in the pod's events.",
+    ),
+    row(
+        "AWS_VPC_K8S_PLUGIN_LOG_FILE",
+        "-",
+        Ignored,
+        "The plugin's errors are kubelet's: they are in the pod's events.",
+    ),
+    row(
+        "NETWORK_POLICY_ENFORCING_MODE",
+        "standard",
+        Honoured,
+        "What becomes of a pod that no policy selects: nothing (standard), or it is denied both ways but for its own node \
+         (strict). `--enforcing-mode` goes over it. Policy is always on.",
+    ),
+    row("ENABLE_IPv4", "true", Refused { only: true }, "Sluice gives pods IPv4 addresses."),
+    row(
+        "ENABLE_IPv6",
+        "false",
+        Refused { only: false },
+        "Sluice does no IPv6: keep the VPC CNI in an IPv6 cluster.",
+    ),
+    row("ENABLE_V4_EGRESS", "true", Ignored, "It concerns IPv6 clusters."),
+    row(
+        "ENABLE_V6_EGRESS",
+        "false",
+        Refused { only: false },
+        "Sluice does no IPv6: pods that need it need the VPC CNI.",
+    ),
+    row("DISABLE_POD_V6", "false", Ignored, "Pods have no IPv6 addresses."),
+    row(
+        "ENABLE_POD_ENI",
+        "false",
+        Refused { only: false },
+        "Sluice gives pods no ENI of their own: pods with security groups need the VPC CNI, on nodes without Sluice.",
+    ),
+    row("POD_SECURITY_GROUP_ENFORCING_MODE", "strict", Ignored, "It concerns pods with an ENI of their own."),
+    row("DISABLE_TCP_EARLY_DEMUX", "false", Ignored, "It concerns pods with an ENI of their own."),
+    row(
+        "ENABLE_BANDWIDTH_PLUGIN",
+        "false",
+        Refused { only: false },
+        "Sluice limits no pod's rate: the annotations kubernetes.io/ingress-bandwidth and egress-bandwidth would do nothing.",
+    ),
+    row(
+        "ANNOTATE_POD_IP",
+        "false",
+        Ignored,
+        "Sluice knows its node's pods by their leases, and needs no annotation.",
+    ),
+    row(
+        "ENABLE_MULTI_NIC",
+        "false",
+        Refused { only: false },
+        "Sluice gives a pod one interface: workloads with several network cards need the VPC CNI.",
+    ),
+    row(
+        "ENABLE_NFTABLES",
+        "-",
+        Ignored,
+        "It does nothing in the VPC CNI either; Sluice lays no rules for pods.",
+    ),
+    row("AWS_VPC_K8S_CNI_CONFIGURE_RPFILTER", "-", Ignored, "It does nothing in the VPC CNI either."),
+    row("MY_NODE_NAME", "-", Awaited(Watches), "This node's name; the chart sets it."),
+    row("MY_POD_NAME", "-", Awaited(Watches), "The agent's pod, for events; the chart sets it."),
+    row("VPC_CNI_VERSION", "-", Ignored, "Sluice has its own version: `sluice-agent --version`."),
+    row("AWS_VPC_K8S_EGRESS_V4_PLUGIN_LOG_FILE", "-", Ignored, "There is no egress plugin."),
+    row("AWS_VPC_K8S_EGRESS_V6_PLUGIN_LOG_FILE", "-", Ignored, "There is no egress plugin."),
+    row("AWS_CLUSTER_ID", "-", Ignored, "It is the VPC CNI's metrics helper's."),
+    row("USE_CLOUDWATCH", "-", Ignored, "It is the VPC CNI's metrics helper's."),
+    row("USE_PROMETHEUS", "-", Ignored, "It is the VPC CNI's metrics helper's."),
+    row("METRIC_UPDATE_INTERVAL", "-", Ignored, "It is the VPC CNI's metrics helper's."),
+];
