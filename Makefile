@@ -64,4 +64,4 @@ deps-run:
 	@tests/apt iproute2 nftables iptables ethtool iperf3 tshark conntrack iputils-ping
 
 deps-test:
-	@tests/apt chromium
+	@tests/apt chromium python3 python3-venv
