@@ -8,6 +8,7 @@ use std::process::{Command, Output};
 
 use serde::Deserialize as _;
 use serde_json::Value;
+use sluice_tests::lab::{Lab, program};
 
 /// Values that change every setting.
 const EVERYTHING: &str = r#"
@@ -149,6 +150,75 @@ fn capabilities_are_those_documented_and_one_container_is_privileged() {
     assert_eq!(found.values().filter(|set| set.contains("privileged")).count(), 1);
 }
 
+/// The daemon's capabilities by setpriv(1)'s names: `+net_admin,+net_raw`.
+fn granted(added: &[&str]) -> String {
+    let names = added.iter().map(|name| format!(",+{}", name.to_lowercase()));
+    names.collect::<String>()
+}
+
+/// A program that runs sluiced with these capabilities only, as a container of root's would have them.
+fn confined(folder: &Path, added: &[&str]) -> PathBuf {
+    use std::os::unix::fs::PermissionsExt as _;
+    let path = folder.join("sluiced");
+    let (grant, sluiced) = (granted(added), program("sluiced"));
+    let text = format!(
+        "#!/bin/sh\nulimit -l 8192\nexec setpriv --bounding-set=-all{grant} --inh-caps=-all{grant} {} \"$@\"\n",
+        sluiced.display()
+    );
+    std::fs::write(&path, text).expect("the program is written");
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).expect("it may be run");
+    path
+}
+
+#[test]
+fn the_daemon_carries_packets_with_the_charts_capabilities_and_not_with_one_less() {
+    let objects = objects(&rendered(""));
+    let daemon = containers(object(&objects, "DaemonSet", "sluiced"))[1];
+    let added: Vec<&str> = words(&daemon["securityContext"]["capabilities"]["add"]).into_iter().collect();
+    let folder = tempfile::tempdir().expect("a folder");
+    let sluiced = confined(folder.path(), &added);
+    let lab = Lab::up("chart", &["--sluiced", sluiced.to_str().expect("a plain path")]);
+    let status = std::fs::read_to_string(format!("/proc/{}/status", lab.pid("sluiced"))).expect("it runs");
+    let effective =
+        status.lines().find_map(|line| line.strip_prefix("CapEff:")).expect("capabilities").trim();
+    let bits = u64::from_str_radix(effective, 16).expect("a number").count_ones();
+    assert_eq!(bits as usize, added.len(), "{effective}");
+    lab.sh("pod-a", &format!("ping -c 3 -i 0.2 -W 5 {}", lab.address("host-x")));
+    let log = std::fs::read_to_string(lab.path("logs/sluiced.log")).unwrap_or_default();
+    assert!(!log.contains("CAP_"), "the daemon misses something:\n{log}");
+    drop(lab);
+    // Each of them is needed: the daemon says so by name.
+    for without in &added {
+        let fewer: Vec<&str> = added.iter().copied().filter(|name| name != without).collect();
+        let sluiced = confined(folder.path(), &fewer);
+        let mut run = Command::new("timeout");
+        run.arg("2").arg(sluiced).args(["run", "--run-dir"]).arg(folder.path().join("run"));
+        run.arg("--bpffs").arg(folder.path().join("none"));
+        let output = run.output().expect("timeout runs");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        match *without {
+            // Without it the workers run at an ordinary niceness; it is asked for once there are some.
+            "SYS_NICE" => {}
+            name => assert!(said.contains(&format!("CAP_{name}")), "without {name}: {said}"),
+        }
+    }
+}
+
+#[test]
+fn the_daemon_knows_every_argument_that_it_is_given() {
+    let objects = objects(&rendered(""));
+    let daemon = containers(object(&objects, "DaemonSet", "sluiced"))[1];
+    let help = Command::new(program("sluiced")).args(["run", "--help"]).output().expect("sluiced runs");
+    let help = String::from_utf8_lossy(&help.stdout).into_owned();
+    for argument in words(&daemon["args"]).into_iter().filter(|argument| argument.starts_with("--")) {
+        let name = argument.split('=').next().unwrap_or_default();
+        assert!(help.contains(&format!("{name} ")) || help.contains(&format!("{name}\n")), "{name}: {help}");
+    }
+    let probe = words(&daemon["readinessProbe"]["exec"]["command"]);
+    let help = Command::new(program("sluice")).args(["stats", "--help"]).output().expect("sluice runs");
+    assert!(probe.contains("stats") && String::from_utf8_lossy(&help.stdout).contains("--run-dir"));
+}
+
 #[test]
 fn rights_are_those_documented_and_none_more() {
     let objects = objects(&rendered(""));
@@ -200,7 +270,8 @@ fn a_new_chart_leaves_the_daemons_pods_alone_where_its_tag_is_named() {
     let text = std::fs::read_to_string(chart.join("Chart.yaml")).expect("Chart.yaml");
     let version = format!("ersion: {}", env!("CARGO_PKG_VERSION"));
     assert_eq!(text.matches(&version).count(), 2, "chart and application are of the workspace's version");
-    std::fs::write(chart.join("Chart.yaml"), text.replace(&version, "ersion: 99.0.0")).expect("it is written");
+    std::fs::write(chart.join("Chart.yaml"), text.replace(&version, "ersion: 99.0.0"))
+        .expect("it is written");
     let pinned = "daemon: {image: {tag: running}}";
     let after = helm_on(&chart, &["template", "sluice"], pinned);
     let after = objects(&String::from_utf8(after.stdout).expect("helm writes UTF-8"));

@@ -16,8 +16,8 @@ pub struct Capability {
 
 const SYS_ADMIN: u8 = 21;
 
-/// What cannot be done without. `CAP_SYS_ADMIN` stands in for `CAP_BPF`, as in kernels before 5.8.
-const REQUIRED: [Capability; 3] = [
+/// What cannot be done without. `CAP_SYS_ADMIN` stands in for `CAP_BPF` and `CAP_PERFMON`, as in kernels before 5.8.
+const REQUIRED: [Capability; 4] = [
     Capability {
         name: "CAP_NET_ADMIN",
         bit: 12,
@@ -25,6 +25,11 @@ const REQUIRED: [Capability; 3] = [
     },
     Capability { name: "CAP_NET_RAW", bit: 13, purpose: "opens AF_XDP sockets" },
     Capability { name: "CAP_BPF", bit: 39, purpose: "loads BPF programs and maps" },
+    Capability {
+        name: "CAP_PERFMON",
+        bit: 38,
+        purpose: "loads BPF programs that do arithmetic on pointers into packets",
+    },
 ];
 
 /// Memory that AF_XDP and BPF maps lock on kernels that count it against the limit.
@@ -81,7 +86,8 @@ fn effective(status: &str) -> Option<u64> {
 
 fn missing(effective: u64) -> Vec<Capability> {
     let has = |bit: u8| effective >> bit & 1 == 1;
-    let fulfilled = |c: &Capability| has(c.bit) || (c.name == "CAP_BPF" && has(SYS_ADMIN));
+    let fulfilled =
+        |c: &Capability| has(c.bit) || (matches!(c.name, "CAP_BPF" | "CAP_PERFMON") && has(SYS_ADMIN));
     REQUIRED.into_iter().filter(|c| !fulfilled(c)).collect()
 }
 
@@ -120,7 +126,7 @@ mod tests {
             text.contains("CAP_NET_RAW, which opens AF_XDP sockets") && text.contains("[NET_RAW]"),
             "{text}"
         );
-        assert_eq!(missing(0).len(), 3);
+        assert_eq!(missing(0).len(), 4);
     }
 
     #[test]
