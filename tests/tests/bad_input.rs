@@ -191,6 +191,8 @@ fn a_missing_capability_is_named_with_what_needs_it() {
     without("-net_raw").assert(CAPABILITY, &["missing CAP_NET_RAW", "AF_XDP sockets", "[NET_RAW]"]);
     without("-net_admin").assert(CAPABILITY, &["missing CAP_NET_ADMIN", "trunk", "[NET_ADMIN]"]);
     without("-bpf,-sys_admin").assert(CAPABILITY, &["missing CAP_BPF", "loads BPF programs", "[BPF]"]);
+    without("-perfmon,-sys_admin")
+        .assert(CAPABILITY, &["missing CAP_PERFMON", "pointers into packets", "[PERFMON]"]);
     without("-all").assert(
         CAPABILITY,
         &["CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_BPF", "securityContext.capabilities.add", "Run as root"],
