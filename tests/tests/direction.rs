@@ -14,7 +14,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("sluice-ec2", &[]),
     ("sluice-policy", &["sluice-state"]),
     ("sluice-kube", &["sluice-policy", "sluice-state"]),
-    ("sluice-agent", &["sluice-kube", "sluice-policy", "sluice-state"]),
+    ("sluice-agent", &["sluice-ec2", "sluice-kube", "sluice-policy", "sluice-state"]),
     ("sluice", &["sluice-engine", "sluice-io", "sluice-kube", "sluice-policy", "sluice-state"]),
     ("sluice-star", &[]),
     ("sluice-bench", &["sluice-bpf", "sluice-engine", "sluice-io", "sluice-state"]),

@@ -10,13 +10,14 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
+use sluice_ec2::variables::Refused;
 use sluice_kube::manifests::{Severity, Watcher};
 use sluice_state::StateError;
 use tracing_subscriber::EnvFilter;
 
 use crate::agent::{Agent, Ended, Event, Places};
 use crate::allocations::Store;
-use crate::environment::{Environment, EnvironmentError, Printed, VARIABLES};
+use crate::environment::{Environment, Printed, VARIABLES};
 use crate::inventory::InventoryError;
 use crate::model::Model;
 use crate::settings::Settings;
@@ -174,10 +175,8 @@ pub fn main() -> ExitCode {
 fn exit_code(error: &anyhow::Error) -> u8 {
     let refused =
         error.downcast_ref::<InventoryError>().is_some_and(|e| !matches!(e, InventoryError::Read { .. }));
-    let found = error.is::<Found>()
-        || error.is::<EnvironmentError>()
-        || error.is::<Ended>()
-        || error.is::<StateError>();
+    let found =
+        error.is::<Found>() || error.is::<Refused>() || error.is::<Ended>() || error.is::<StateError>();
     if refused || found { 3 } else { 1 }
 }
 

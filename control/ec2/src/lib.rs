@@ -23,3 +23,4 @@ pub mod settings;
 pub mod store;
 pub mod subnets;
 pub mod tags;
+pub mod variables;

@@ -6,8 +6,8 @@
 //! ends with the wrong number of addresses.
 
 use crate::cloud::Tags;
+use crate::variables::{Reader, Refused};
 use std::collections::BTreeMap;
-use std::fmt;
 use std::time::Duration;
 
 /// How many addresses to hold in reserve.
@@ -84,111 +84,16 @@ impl Default for Settings {
     }
 }
 
-/// One variable that makes no sense.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Refusal {
-    /// Its name.
-    pub variable: &'static str,
-    /// Its value.
-    pub value: String,
-    /// What would be valid.
-    pub valid: String,
-}
-
-/// The variables that make no sense, all of them.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub struct SettingsError(pub Vec<Refusal>);
-
-impl fmt::Display for SettingsError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (i, Refusal { variable, value, valid }) in self.0.iter().enumerate() {
-            let separator = if i == 0 { "" } else { "; " };
-            write!(f, "{separator}{variable}={value:?} is refused: {valid}")?;
-        }
-        Ok(())
-    }
-}
-
-struct Reader<F> {
-    lookup: F,
-    refused: Vec<Refusal>,
-}
-
-impl<F: Fn(&str) -> Option<String>> Reader<F> {
-    /// The value of a variable; one that is set to nothing counts as not set, as in the VPC CNI.
-    fn text(&self, variable: &'static str) -> Option<String> {
-        (self.lookup)(variable).map(|v| v.trim().to_owned()).filter(|v| !v.is_empty())
-    }
-
-    fn refuse(&mut self, variable: &'static str, value: String, valid: impl Into<String>) {
-        self.refused.push(Refusal { variable, value, valid: valid.into() });
-    }
-
-    fn number(&mut self, variable: &'static str, range: std::ops::RangeInclusive<u32>) -> Option<u32> {
-        let value = self.text(variable)?;
-        match value.parse() {
-            Ok(number) if range.contains(&number) => Some(number),
-            _ => {
-                let valid = format!("a whole number from {} to {} is valid", range.start(), range.end());
-                self.refuse(variable, value, valid);
-                None
-            }
-        }
-    }
-
-    fn flag(&mut self, variable: &'static str, default: bool) -> bool {
-        let Some(value) = self.text(variable) else { return default };
-        // The words of Go's strconv.ParseBool, which the VPC CNI reads flags with.
-        match value.as_str() {
-            "1" | "t" | "T" | "true" | "TRUE" | "True" => true,
-            "0" | "f" | "F" | "false" | "FALSE" | "False" => false,
-            _ => {
-                self.refuse(variable, value, "true or false is valid");
-                default
-            }
-        }
-    }
-
-    fn tags(&mut self) -> Tags {
-        const VARIABLE: &str = "ADDITIONAL_ENI_TAGS";
-        let Some(value) = self.text(VARIABLE) else { return Tags::new() };
-        let Ok(tags) = serde_json::from_str::<BTreeMap<String, String>>(&value) else {
-            self.refuse(VARIABLE, value, "a JSON object of strings, {\"key\": \"value\"}, is valid");
-            return Tags::new();
-        };
-        let wrong = tags.iter().find_map(|(key, text)| {
-            if key.contains("k8s.amazonaws.com") {
-                Some(format!("the key {key:?} is the CNI's own; keys without k8s.amazonaws.com are valid"))
-            } else if key.starts_with("aws:") || key.is_empty() || key.len() > 128 || text.len() > 256 {
-                Some(format!(
-                    "key {key:?}: EC2 takes keys of 1 to 128 and values of 0 to 256 characters, not aws:…"
-                ))
-            } else {
-                None
-            }
-        });
-        // EC2 takes 50 tags; four are ours.
-        let wrong = wrong.or((tags.len() > 46).then(|| format!("{} tags; at most 46 are valid", tags.len())));
-        match wrong {
-            Some(valid) => {
-                self.refuse(VARIABLE, value, valid);
-                Tags::new()
-            }
-            None => tags,
-        }
-    }
-}
-
 impl Settings {
     /// Reads the process's environment.
-    pub fn from_env() -> Result<Self, SettingsError> {
+    pub fn from_env() -> Result<Self, Refused> {
         Self::read(|variable| std::env::var(variable).ok())
     }
 
     /// Reads variables through `lookup`. Refuses the whole set when one of them makes no sense.
-    pub fn read(lookup: impl Fn(&str) -> Option<String>) -> Result<Self, SettingsError> {
-        let mut reader = Reader { lookup, refused: Vec::new() };
-        let prefixes = reader.flag("ENABLE_PREFIX_DELEGATION", false);
+    pub fn read(lookup: impl Fn(&str) -> Option<String>) -> Result<Self, Refused> {
+        let mut reader = Reader::new(lookup);
+        let prefixes = reader.flag("ENABLE_PREFIX_DELEGATION").unwrap_or(false);
         let warm = reader.number("WARM_IP_TARGET", 0..=65_535);
         let minimum = reader.number("MINIMUM_IP_TARGET", 0..=65_535);
         let warm_interfaces = reader.number("WARM_ENI_TARGET", 0..=255);
@@ -214,7 +119,7 @@ impl Settings {
             Some("-1" | "0") => None,
             _ => reader.number("MAX_ENI", 1..=255),
         };
-        let custom = reader.flag("AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG", false).then(|| CustomKeys {
+        let custom = reader.flag("AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG").unwrap_or(false).then(|| CustomKeys {
             annotation: reader.text("ENI_CONFIG_ANNOTATION_DEF").unwrap_or_else(default_key),
             label: reader.text("ENI_CONFIG_LABEL_DEF").unwrap_or_else(default_key),
         });
@@ -225,17 +130,46 @@ impl Settings {
             cooldown: Duration::from_secs(u64::from(
                 reader.number("IP_COOLDOWN_PERIOD", 0..=86_400).unwrap_or(30),
             )),
-            discover_subnets: reader.flag("ENABLE_SUBNET_DISCOVERY", true),
-            tags: reader.tags(),
+            discover_subnets: reader.flag("ENABLE_SUBNET_DISCOVERY").unwrap_or(true),
+            tags: tags(&mut reader),
             cluster: reader.text("CLUSTER_NAME"),
-            sweep: !reader.flag("DISABLE_LEAKED_ENI_CLEANUP", false),
-            provision: !reader.flag("DISABLE_NETWORK_RESOURCE_PROVISIONING", false)
-                & !reader.flag("ENABLE_IMDS_ONLY_MODE", false),
-            manage_untagged: reader.flag("MANAGE_UNTAGGED_ENI", true),
-            manage_cordoned: reader.flag("AWS_MANAGE_ENIS_NON_SCHEDULABLE", false),
+            sweep: !reader.flag("DISABLE_LEAKED_ENI_CLEANUP").unwrap_or(false),
+            provision: !reader.flag("DISABLE_NETWORK_RESOURCE_PROVISIONING").unwrap_or(false)
+                & !reader.flag("ENABLE_IMDS_ONLY_MODE").unwrap_or(false),
+            manage_untagged: reader.flag("MANAGE_UNTAGGED_ENI").unwrap_or(true),
+            manage_cordoned: reader.flag("AWS_MANAGE_ENIS_NON_SCHEDULABLE").unwrap_or(false),
             custom,
         };
-        if reader.refused.is_empty() { Ok(settings) } else { Err(SettingsError(reader.refused)) }
+        reader.done(settings)
+    }
+}
+
+fn tags(reader: &mut Reader<impl Fn(&str) -> Option<String>>) -> Tags {
+    const VARIABLE: &str = "ADDITIONAL_ENI_TAGS";
+    let Some(value) = reader.text(VARIABLE) else { return Tags::new() };
+    let Ok(tags) = serde_json::from_str::<BTreeMap<String, String>>(&value) else {
+        reader.refuse(VARIABLE, value, "a JSON object of strings, {\"key\": \"value\"}, is valid");
+        return Tags::new();
+    };
+    let wrong = tags.iter().find_map(|(key, text)| {
+        if key.contains("k8s.amazonaws.com") {
+            Some(format!("the key {key:?} is the CNI's own; keys without k8s.amazonaws.com are valid"))
+        } else if key.starts_with("aws:") || key.is_empty() || key.len() > 128 || text.len() > 256 {
+            Some(format!(
+                "key {key:?}: EC2 takes keys of 1 to 128 and values of 0 to 256 characters, not aws:…"
+            ))
+        } else {
+            None
+        }
+    });
+    // EC2 takes 50 tags; four are ours.
+    let wrong = wrong.or((tags.len() > 46).then(|| format!("{} tags; at most 46 are valid", tags.len())));
+    match wrong {
+        Some(valid) => {
+            reader.refuse(VARIABLE, value, valid);
+            Tags::new()
+        }
+        None => tags,
     }
 }
 

@@ -11,10 +11,10 @@
 //!         └──> `sluice-agent env`, docs/environment.md
 //! ```
 
-use std::fmt;
 use std::ops::RangeInclusive;
 
 use ipnet::{IpNet, Ipv4Net};
+use sluice_ec2::variables::{self, Refused};
 use sluice_policy::EnforcingMode;
 use sluice_state::{Nat, RandomizeSnat};
 
@@ -45,31 +45,6 @@ pub struct Environment {
     pub notes: Vec<String>,
 }
 
-/// One variable that is refused.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Refusal {
-    /// Its name.
-    pub variable: &'static str,
-    /// Its value.
-    pub value: String,
-    /// What would be valid.
-    pub valid: String,
-}
-
-/// The variables that are refused, all of them.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub struct EnvironmentError(pub Vec<Refusal>);
-
-impl fmt::Display for EnvironmentError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (i, Refusal { variable, value, valid }) in self.0.iter().enumerate() {
-            let separator = if i == 0 { "" } else { "\n  " };
-            write!(f, "{separator}{variable}: `{value}` is refused: {valid}")?;
-        }
-        Ok(())
-    }
-}
-
 /// MTUs that an ENI can have (VPC CNI: 576 to 9001 bytes).
 const MTU: RangeInclusive<u16> = 576..=9001;
 
@@ -78,7 +53,7 @@ impl Environment {
     ///
     /// # Errors
     /// Every variable whose value makes no sense or asks for what Sluice does not do.
-    pub fn from_process() -> Result<Self, EnvironmentError> {
+    pub fn from_process() -> Result<Self, Refused> {
         Self::read(|variable| std::env::var(variable).ok())
     }
 
@@ -86,8 +61,8 @@ impl Environment {
     ///
     /// # Errors
     /// As [`Environment::from_process`].
-    pub fn read(lookup: impl Fn(&str) -> Option<String>) -> Result<Self, EnvironmentError> {
-        let mut reader = Reader { lookup, refused: Vec::new(), notes: Vec::new() };
+    pub fn read(lookup: impl Fn(&str) -> Option<String>) -> Result<Self, Refused> {
+        let mut reader = Reader { variables: variables::Reader::new(lookup), notes: Vec::new() };
         for variable in VARIABLES {
             reader.standing(variable);
         }
@@ -96,7 +71,7 @@ impl Environment {
                 "NETWORK_POLICY_ENFORCING_MODE",
                 &[("standard", EnforcingMode::Standard), ("strict", EnforcingMode::Strict)],
             ),
-            external_snat: reader.flag("AWS_VPC_K8S_CNI_EXTERNALSNAT"),
+            external_snat: reader.variables.flag("AWS_VPC_K8S_CNI_EXTERNALSNAT"),
             exclude_cidrs: reader.ranges("AWS_VPC_K8S_CNI_EXCLUDE_SNAT_CIDRS"),
             randomize: reader.word(
                 "AWS_VPC_K8S_CNI_RANDOMIZESNAT",
@@ -116,13 +91,9 @@ impl Environment {
         {
             let valid =
                 format!("at most AWS_VPC_ENI_MTU, {eni}, is valid: larger frames do not leave the node");
-            reader.refuse("POD_MTU", pod.to_string(), valid);
+            reader.variables.refuse("POD_MTU", pod.to_string(), valid);
         }
-        if reader.refused.is_empty() {
-            Ok(Self { notes: reader.notes, ..found })
-        } else {
-            Err(EnvironmentError(reader.refused))
-        }
+        reader.variables.done(Self { notes: reader.notes, ..found })
     }
 
     /// What is translated, where these variables have the last word over the inventory.
@@ -140,28 +111,19 @@ impl Environment {
 }
 
 struct Reader<F> {
-    lookup: F,
-    refused: Vec<Refusal>,
+    variables: variables::Reader<F>,
     notes: Vec<String>,
 }
 
 impl<F: Fn(&str) -> Option<String>> Reader<F> {
-    fn text(&self, variable: &'static str) -> Option<String> {
-        (self.lookup)(variable).map(|v| v.trim().to_owned()).filter(|v| !v.is_empty())
-    }
-
-    fn refuse(&mut self, variable: &'static str, value: String, valid: impl Into<String>) {
-        self.refused.push(Refusal { variable, value, valid: valid.into() });
-    }
-
     /// What the table alone decides: refusals of what is not there, notes on what is set for nothing.
     fn standing(&mut self, variable: &'static Variable) {
         let Variable { name, default, standing, does } = *variable;
-        let Some(value) = self.text(name) else { return };
+        let Some(value) = self.variables.text(name) else { return };
         match standing {
             Standing::Refused { only } => {
-                if self.flag(name).is_some_and(|set| set != only) {
-                    self.refuse(name, value, format!("only {only} is valid. {does}"));
+                if self.variables.flag(name).is_some_and(|set| set != only) {
+                    self.variables.refuse(name, value, format!("only {only} is valid. {does}"));
                 }
             }
             Standing::Awaited(part) if value != default => {
@@ -174,35 +136,22 @@ impl<F: Fn(&str) -> Option<String>> Reader<F> {
         }
     }
 
-    fn flag(&mut self, variable: &'static str) -> Option<bool> {
-        let value = self.text(variable)?;
-        // The words of Go's strconv.ParseBool, which the VPC CNI reads flags with.
-        match value.as_str() {
-            "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
-            "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
-            _ => {
-                self.refuse(variable, value, "true or false is valid");
-                None
-            }
-        }
-    }
-
     fn word<T: Copy>(&mut self, variable: &'static str, words: &[(&str, T)]) -> Option<T> {
-        let value = self.text(variable)?;
+        let value = self.variables.text(variable)?;
         let found = words.iter().find(|(word, _)| *word == value).map(|(_, meaning)| *meaning);
         if found.is_none() {
             let all = words.iter().map(|(word, _)| *word).collect::<Vec<_>>();
-            self.refuse(variable, value, format!("one of {} is valid", all.join(", ")));
+            self.variables.refuse(variable, value, format!("one of {} is valid", all.join(", ")));
         }
         found
     }
 
     fn mtu(&mut self, variable: &'static str) -> Option<u16> {
-        let value = self.text(variable)?;
+        let value = self.variables.text(variable)?;
         let found = value.parse().ok().filter(|mtu| MTU.contains(mtu));
         if found.is_none() {
             let valid = format!("a whole number of bytes from {} to {} is valid", MTU.start(), MTU.end());
-            self.refuse(variable, value, valid);
+            self.variables.refuse(variable, value, valid);
         }
         found
     }
@@ -210,7 +159,7 @@ impl<F: Fn(&str) -> Option<String>> Reader<F> {
     /// Ranges by commas. The VPC CNI skips an item that is none; here it is refused, because the traffic that it was
     /// meant to spare would be translated. IPv6 is skipped in both: none of it is translated.
     fn ranges(&mut self, variable: &'static str) -> Option<Vec<Ipv4Net>> {
-        let value = self.text(variable)?;
+        let value = self.variables.text(variable)?;
         let mut found = Vec::new();
         for item in value.split(',').map(str::trim).filter(|item| !item.is_empty()) {
             match item.parse() {
@@ -220,7 +169,7 @@ impl<F: Fn(&str) -> Option<String>> Reader<F> {
                 }
                 Err(_) => {
                     let valid = format!("`{item}` is no range; 10.20.0.0/16,192.168.1.0/24 is valid");
-                    self.refuse(variable, value.clone(), valid);
+                    self.variables.refuse(variable, value.clone(), valid);
                 }
             }
         }
@@ -237,7 +186,7 @@ impl<F: Fn(&str) -> Option<String>> Reader<F> {
     }
 
     fn veth_prefix(&mut self, variable: &'static str) -> Option<String> {
-        let value = self.text(variable)?;
+        let value = self.variables.text(variable)?;
         // The prefix is followed by eleven characters of a hash, and a name has at most fifteen. The reserved ones are
         // the VPC CNI's: they would be taken for the node's own interfaces.
         let plain = value.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_');
@@ -245,7 +194,7 @@ impl<F: Fn(&str) -> Option<String>> Reader<F> {
             return Some(value);
         }
         let valid = "1 to 4 letters, digits, - or _ are valid, other than eth, vlan and lo";
-        self.refuse(variable, value, valid);
+        self.variables.refuse(variable, value, valid);
         None
     }
 }

@@ -1,9 +1,11 @@
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 
+use sluice_ec2::variables::Refusal;
+
 use super::*;
 
-fn read(set: &[(&str, &str)]) -> Result<Environment, EnvironmentError> {
+fn read(set: &[(&str, &str)]) -> Result<Environment, Refused> {
     Environment::read(|name| set.iter().find(|(n, _)| *n == name).map(|(_, value)| (*value).to_owned()))
 }
 
@@ -73,7 +75,7 @@ fn everything_wrong_is_named_at_once_with_what_is_valid() {
         let refusal = found.iter().find(|refusal| refusal.variable == name).expect(name);
         assert!(refusal.value == value && refusal.valid.contains(valid), "{refusal:?}");
     }
-    let words = EnvironmentError(found).to_string();
+    let words = Refused(found).to_string();
     assert!(
         words.contains("ENABLE_IPv6: `true` is refused: only false is valid. Sluice does no IPv6"),
         "{words}"
