@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use sluice_agent::{Inventory, Model, Settings};
 use sluice_kube::manifests::{Allocations, Touched};
-use sluice_policy::EnforcingMode;
 
 const PODS: usize = 100_000;
 const LOCAL: usize = 300;
@@ -88,8 +87,8 @@ fn measure(root: &Path) -> Outcome<()> {
     let inventory = inventory()?;
     let before = resident()?;
     let (start, busy) = (Instant::now(), on_cpu());
-    let (mode, settings, none) = (EnforcingMode::Standard, Settings::default(), Allocations::default());
-    let mut model = Model::new(inventory, root, mode, &settings, &none);
+    let (settings, none) = (Settings::default(), Allocations::default());
+    let mut model = Model::new(inventory, root, &settings, &none);
     model.scan();
     println!("first look, {PODS} + {LOCAL} pods: {:?} ({:?} on the CPU)", start.elapsed(), on_cpu() - busy);
     println!(

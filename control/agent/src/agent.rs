@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use sluice_kube::manifests::{Finding, Severity, Touched};
-use sluice_policy::EnforcingMode;
 use sluice_state::push::PushReply;
 use sluice_state::{Invalid, Op};
 
@@ -51,7 +50,6 @@ pub(crate) struct Places {
 pub struct Agent {
     places: Places,
     settings: Settings,
-    mode: EnforcingMode,
     model: Model,
     store: Store,
     events: Receiver<Event>,
@@ -117,18 +115,16 @@ impl Agent {
         places: Places,
         inventory: Inventory,
         settings: Settings,
-        mode: EnforcingMode,
         (sender, events): (Sender<Event>, Receiver<Event>),
         once: bool,
     ) -> Self {
         let store = Store::open(settings.allocations_of(&places.inventory));
-        let mut model = Model::new(inventory, &places.manifests, mode, &settings, store.kept());
+        let mut model = Model::new(inventory, &places.manifests, &settings, store.kept());
         model.scan();
         let link = Link::Down { at: Instant::now(), wait: BACKOFF[0], said: String::new() };
         let mut agent = Self {
             places,
             settings,
-            mode,
             model,
             store,
             events,
@@ -188,7 +184,7 @@ impl Agent {
         }
         tracing::info!("the inventory has changed: everything is told anew");
         let (manifests, settings) = (&self.places.manifests, &self.settings);
-        self.model = Model::new(inventory, manifests, self.mode, settings, &self.model.allocations());
+        self.model = Model::new(inventory, manifests, settings, &self.model.allocations());
         self.model.scan();
         self.changed(self.whole());
     }

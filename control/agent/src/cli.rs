@@ -205,7 +205,7 @@ impl Sources {
         let settings = self.settings()?;
         let inventory = settings.inventory(path)?;
         let store = Store::open(settings.allocations_of(path));
-        let mut model = Model::new(inventory, manifests, settings.mode(), &settings, store.kept());
+        let mut model = Model::new(inventory, manifests, &settings, store.kept());
         model.scan();
         Ok(model)
     }
@@ -226,8 +226,7 @@ fn run(args: RunArgs) -> anyhow::Result<()> {
     let touched = sender.clone();
     // Before the first look, so that nothing falls in between.
     let _watcher = Watcher::start(&places.manifests, move |t| touched.send(Event::Touched(t)).is_ok())?;
-    let mode = settings.mode();
-    Agent::new(places, inventory, settings, mode, (sender, events), args.once).run()?;
+    Agent::new(places, inventory, settings, (sender, events), args.once).run()?;
     Ok(())
 }
 

@@ -105,6 +105,17 @@ pub enum InventoryError {
     },
 }
 
+impl InventoryError {
+    /// What is wrong with the inventory of a file.
+    pub(crate) fn of(path: &Path, error: StateError) -> Self {
+        let path = path.to_owned();
+        match error {
+            StateError::Invalid(findings) => Self::Invalid { path, findings },
+            other => Self::Syntax { path, reason: other.to_string() },
+        }
+    }
+}
+
 fn list(findings: &[Invalid]) -> String {
     findings.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n  ")
 }
@@ -117,10 +128,7 @@ impl Inventory {
     pub fn from_file(path: &Path) -> Result<Self, InventoryError> {
         let text = std::fs::read_to_string(path)
             .map_err(|source| InventoryError::Read { path: path.to_owned(), source })?;
-        Self::parse(&text).map_err(|error| match error {
-            StateError::Invalid(findings) => InventoryError::Invalid { path: path.to_owned(), findings },
-            other => InventoryError::Syntax { path: path.to_owned(), reason: other.to_string() },
-        })
+        Self::parse(&text).map_err(|error| InventoryError::of(path, error))
     }
 
     /// Reads an inventory from TOML text.

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 
 use sluice_kube::manifests::{Allocations, Batch, Directory, Finding, Severity, Touched};
-use sluice_policy::{Change, EnforcingMode, Kind, Object, ObjectId, World};
+use sluice_policy::{Change, Kind, Object, ObjectId, World};
 use sluice_state::{Op, Pod, PortRange, SnatPorts, State};
 
 use crate::inventory::Inventory;
@@ -31,7 +31,6 @@ impl Model {
     pub fn new(
         inventory: Inventory,
         manifests: &Path,
-        mode: EnforcingMode,
         settings: &Settings,
         allocations: &Allocations,
     ) -> Self {
@@ -41,7 +40,7 @@ impl Model {
         }
         let world = World::new(sluice_policy::Settings {
             node: placement.node.as_str().into(),
-            mode,
+            mode: settings.mode(),
             on_change: settings.on_change(),
             masqueraded_node_traffic: settings.masqueraded(),
             service_cidrs: placement.service_cidrs.clone(),

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueEnum};
 use ipnet::Ipv4Net;
 use sluice_policy::EnforcingMode;
-use sluice_state::{MasqueradedNodeTraffic, OnPolicyChange, StateError};
+use sluice_state::{MasqueradedNodeTraffic, OnPolicyChange};
 
 use crate::environment::Environment;
 use crate::inventory::{Inventory, InventoryError};
@@ -82,13 +82,8 @@ impl Settings {
     pub fn inventory(&self, path: &Path) -> Result<Inventory, InventoryError> {
         let mut inventory = Inventory::from_file(path)?;
         self.environment.translate(&mut inventory.state.nat);
-        match inventory.state.check() {
-            Err(StateError::Invalid(findings)) => {
-                Err(InventoryError::Invalid { path: path.to_owned(), findings })
-            }
-            Err(other) => Err(InventoryError::Syntax { path: path.to_owned(), reason: other.to_string() }),
-            Ok(()) => Ok(inventory),
-        }
+        inventory.state.check().map_err(|error| InventoryError::of(path, error))?;
+        Ok(inventory)
     }
 
     /// Where what was given out is kept.

@@ -13,7 +13,9 @@ use support::{inventory, pod, policy, service, sorted};
 
 fn model(root: &Path, places: usize, mode: EnforcingMode) -> Model {
     let inventory = Inventory::parse(&inventory(places)).unwrap();
-    Model::new(inventory, root, mode, &Settings::default(), &Default::default())
+    let mut settings = Settings::default();
+    settings.environment.enforcing_mode = Some(mode);
+    Model::new(inventory, root, &settings, &Default::default())
 }
 
 fn everything(model: &Model) -> State {
