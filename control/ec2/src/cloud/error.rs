@@ -195,6 +195,14 @@ impl ErrorKind {
         matches!(self, Self::Unreachable | Self::Server)
     }
 
+    /// Whether EC2 is to be asked what there is before anything else is planned: the call may have taken effect, or what
+    /// EC2 carries is not what it was thought to be.
+    pub fn leaves_doubt(self) -> bool {
+        let differs =
+            matches!(self, Self::Limit(Limit::Addresses | Limit::Attachments) | Self::Gone | Self::Invalid);
+        self.may_have_happened() || differs
+    }
+
     /// Whether the same call may succeed later without anybody doing anything.
     pub fn passes(self) -> bool {
         matches!(self, Self::Throttled | Self::Unreachable | Self::Server | Self::InUse)

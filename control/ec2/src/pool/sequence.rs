@@ -8,7 +8,7 @@ use super::Pool;
 use crate::backoff::{REST, delay};
 use crate::cloud::{
     Action, AttachInterface, AttachmentId, Cloud, CloudError, CreateInterface, EniId, ErrorKind, Interface,
-    InterfaceFilter, Limit, Metadata, MetadataInterface, SubnetId,
+    InterfaceFilter, Metadata, MetadataInterface, SubnetId,
 };
 use crate::journal::{Freeing, Making, Sequence, Work};
 use crate::moment::Moment;
@@ -92,8 +92,7 @@ impl<C: Cloud, M: Metadata> Pool<C, M> {
 
     fn failed(&self, error: &CloudError, now: Moment) {
         tracing::warn!(%error, "EC2");
-        let state = &mut *self.state();
-        state.holds.failed(error, now, &mut state.dice);
+        self.state().failed(error, now);
     }
 
     fn succeeded(&self, action: Action) {
@@ -274,13 +273,5 @@ impl<C: Cloud, M: Metadata> Pool<C, M> {
                 self.again(sequence, Some(&error), now)
             }
         }
-    }
-
-    /// Whether an error says that what EC2 carries is not what the store holds.
-    pub(super) fn out_of_sync(kind: ErrorKind) -> bool {
-        matches!(
-            kind,
-            ErrorKind::Limit(Limit::Addresses | Limit::Attachments) | ErrorKind::Gone | ErrorKind::Invalid
-        )
     }
 }

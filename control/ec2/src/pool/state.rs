@@ -6,7 +6,7 @@
 use super::{Opened, Parts, Targets};
 use crate::backoff::{Dice, Holds};
 use crate::checkpoint::{Checkpoint, Storage, VERSION};
-use crate::cloud::{Action, EniId, GroupId, Identity, Limits, SubnetId, VpcId};
+use crate::cloud::{Action, CloudError, EniId, GroupId, Identity, Limits, SubnetId, VpcId};
 use crate::journal::{Sequence, Work};
 use crate::moment::Moment;
 use crate::plan::{self, Plan, Situation};
@@ -266,6 +266,11 @@ impl State {
             && self.journal.is_empty()
             && self.wanted(now, true).is_none();
         Targets { target: self.settings.target, max_pods: self.max_pods, usage, short, settled }
+    }
+
+    /// An action failed. Says until when it rests.
+    pub(super) fn failed(&mut self, error: &CloudError, now: Moment) -> Moment {
+        self.holds.failed(error, now, &mut self.dice)
     }
 
     /// A call may or may not have happened; EC2 is asked when its answers should show it.

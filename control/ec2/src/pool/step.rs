@@ -105,7 +105,7 @@ impl<C: Cloud, M: Metadata> Pool<C, M> {
                 tracing::warn!(%error, "EC2 does not say which interfaces there are");
                 let instance = {
                     let state = &mut *self.state();
-                    let until = state.holds.failed(&error, now, &mut state.dice);
+                    let until = state.failed(&error, now);
                     state.next_look = if state.inventoried { state.next_look.max(until) } else { until };
                     state.unsure = state.unsure.map(|at| at.max(until));
                     state.undecided = state.undecided.map(|at| at.max(until));
@@ -243,13 +243,13 @@ impl<C: Cloud, M: Metadata> Pool<C, M> {
         };
         tracing::warn!(%error, "EC2");
         let state = &mut *self.state();
-        state.holds.failed(&error, now, &mut state.dice);
+        state.failed(&error, now);
         if let ErrorKind::Exhausted(_) = error.kind
             && let Some(eni) = state.store.enis().get(&eni)
         {
             state.exhausted.insert(eni.subnet.clone(), now.after(REST));
         }
-        if error.kind.may_have_happened() || Self::out_of_sync(error.kind) {
+        if error.kind.leaves_doubt() {
             state.doubt(now);
         }
         matches!(error.kind, ErrorKind::Exhausted(_))
@@ -279,8 +279,8 @@ impl<C: Cloud, M: Metadata> Pool<C, M> {
             }
             Err(error) => {
                 tracing::warn!(%error, "EC2");
-                state.holds.failed(&error, now, &mut state.dice);
-                if error.kind.may_have_happened() || Self::out_of_sync(error.kind) {
+                state.failed(&error, now);
+                if error.kind.leaves_doubt() {
                     // Nobody gets what may be gone.
                     state.doubt(now);
                 } else {
@@ -326,19 +326,19 @@ impl<C: Cloud, M: Metadata> Pool<C, M> {
 
     /// In which subnets an interface may be made, best first, and with which groups. `None`: not to be found out now.
     async fn place(&self, now: Moment) -> Option<(Vec<SubnetId>, Vec<GroupId>)> {
-        let (primary, groups, zone, vpc) = {
+        let (primary, alone, groups, zone, vpc) = {
             let state = self.state();
             let (primary, groups) = state.primary()?;
             if let Some(network) = state.network.as_ref().filter(|_| state.settings.custom.is_some()) {
                 let groups = if network.groups.is_empty() { groups } else { network.groups.clone() };
                 return Some((vec![network.subnet.clone()], groups));
             }
-            let vpc = state.vpc.clone().filter(|_| state.settings.discover_subnets);
             let rests = state.exhausted.get(&primary).is_some_and(|until| *until > now);
-            let Some(vpc) = vpc else {
-                return Some((if rests { vec![] } else { vec![primary] }, groups));
+            let alone = if rests { vec![] } else { vec![primary.clone()] };
+            let Some(vpc) = state.vpc.clone().filter(|_| state.settings.discover_subnets) else {
+                return Some((alone, groups));
             };
-            (primary, groups, state.identity.zone.clone(), vpc)
+            (primary, alone, groups, state.identity.zone.clone(), vpc)
         };
         let found = self.cloud.describe_subnets(&SubnetFilter::Zone { vpc, zone }).await;
         let state = &mut *self.state();
@@ -350,10 +350,9 @@ impl<C: Cloud, M: Metadata> Pool<C, M> {
             }
             Err(error) => {
                 tracing::warn!(%error, "subnets by tag");
-                let until = state.holds.failed(&error, now, &mut state.dice);
+                let until = state.failed(&error, now);
                 if error.kind == ErrorKind::Denied {
-                    let rests = state.exhausted.get(&primary).is_some_and(|until| *until > now);
-                    return Some((if rests { vec![] } else { vec![primary] }, groups));
+                    return Some((alone, groups));
                 }
                 state.holds.rest(Action::CreateNetworkInterface, until);
                 None
@@ -391,7 +390,7 @@ impl<C: Cloud, M: Metadata> Pool<C, M> {
                 }
                 Err(error) => {
                     tracing::warn!(%error, "security groups");
-                    state.holds.failed(&error, now, &mut state.dice);
+                    state.failed(&error, now);
                     return;
                 }
             }
@@ -415,7 +414,7 @@ impl<C: Cloud, M: Metadata> Pool<C, M> {
                 Err(error) => {
                     tracing::warn!(%error, "leaked interfaces are not looked for");
                     let state = &mut *self.state();
-                    let until = state.holds.failed(&error, now, &mut state.dice);
+                    let until = state.failed(&error, now);
                     state.next_sweep = until.max(now.after(ROUND));
                     return;
                 }
@@ -445,8 +444,7 @@ impl<C: Cloud, M: Metadata> Pool<C, M> {
                 Err(error) if matches!(error.kind, ErrorKind::Gone | ErrorKind::InUse) => {}
                 Err(error) => {
                     tracing::warn!(%error, "leaked interfaces");
-                    let state = &mut *self.state();
-                    state.holds.failed(&error, now, &mut state.dice);
+                    self.state().failed(&error, now);
                     return;
                 }
             }
