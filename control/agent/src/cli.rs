@@ -21,13 +21,15 @@ use crate::environment::{Environment, Printed, VARIABLES};
 use crate::inventory::InventoryError;
 use crate::model::Model;
 use crate::settings::Settings;
+use crate::vpc_cni;
 
 const HELP: &str = "\
 Exit codes:
   0  done, or stopped by SIGTERM or SIGINT
   1  something of the system failed; the message names it and the way out
   2  the command line is wrong
-  3  the inventory or a variable is refused, `check` found errors, or the daemon refused what --once sent
+  3  the inventory or a variable is refused, `check` found errors, the daemon refused what --once sent, the VPC CNI
+     still runs on this node, or pods cannot be taken over or given back yet
 
 Signals while it runs:
   SIGHUP           read the inventory and the whole directory again; a bad inventory changes nothing
@@ -41,6 +43,9 @@ Examples:
   sluice-agent check --manifests manifests --inventory node.toml
   sluice-agent --manifests manifests --inventory node.toml --dry-run
   sluice-agent --manifests manifests --inventory node.toml";
+
+/// What is logged by default. The netlink package warns of every attribute that is longer than it knows.
+const LOG: &str = "info,netlink_packet_route=error";
 
 /// The control plane of a node: follows Kubernetes manifests in a directory and tells sluiced what they come to.
 ///
@@ -84,6 +89,8 @@ struct RunArgs {
     /// Where to write what is in force and what was found, as JSON, whenever it changes
     #[arg(long, value_name = "FILE")]
     status: Option<PathBuf>,
+    #[command(flatten)]
+    presence: vpc_cni::PresenceArgs,
     /// End once the daemon has taken, or refused, everything
     #[arg(long)]
     once: bool,
@@ -111,6 +118,10 @@ enum Command {
         #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]
         output: Lines,
     },
+    /// Take this node's pods over from the VPC CNI, which must be gone, and remove what it left (docs/runbooks/migrate.md)
+    Adopt(vpc_cni::AdoptArgs),
+    /// Give this node's pods back to the VPC CNI: write its leases and rules, so that aws-node goes on with them
+    RestoreVpcCni(vpc_cni::RestoreArgs),
     /// Print completions for a shell
     Completions {
         /// The shell
@@ -145,7 +156,7 @@ struct Found(usize);
 #[must_use]
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    let filter = EnvFilter::try_from_env("SLUICE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_from_env("SLUICE_LOG").unwrap_or_else(|_| EnvFilter::new(LOG));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)
@@ -157,6 +168,8 @@ pub fn main() -> ExitCode {
         None => run(cli.run),
         Some(Command::Check { sources, output }) => check(&sources, output),
         Some(Command::Env { output }) => env(output),
+        Some(Command::Adopt(args)) => vpc_cni::adopt(args),
+        Some(Command::RestoreVpcCni(args)) => vpc_cni::restore(args),
         Some(Command::Completions { shell }) => {
             clap_complete::generate(shell, &mut Cli::command(), "sluice-agent", &mut io::stdout());
             Ok(())
@@ -177,7 +190,7 @@ fn exit_code(error: &anyhow::Error) -> u8 {
         error.downcast_ref::<InventoryError>().is_some_and(|e| !matches!(e, InventoryError::Read { .. }));
     let found =
         error.is::<Found>() || error.is::<Refused>() || error.is::<Ended>() || error.is::<StateError>();
-    if refused || found { 3 } else { 1 }
+    if refused || found || vpc_cni::is_refusal(error) { 3 } else { 1 }
 }
 
 impl Sources {
@@ -212,6 +225,8 @@ impl Sources {
 }
 
 fn run(args: RunArgs) -> anyhow::Result<()> {
+    // Before anything else: two owners of one node's addresses give them out twice.
+    args.presence.check()?;
     let (manifests, inventory) = args.sources.paths()?;
     let settings = args.sources.settings()?;
     let places = Places {

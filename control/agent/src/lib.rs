@@ -17,6 +17,7 @@ pub mod environment;
 mod inventory;
 mod model;
 mod settings;
+pub mod vpc_cni;
 
 pub use agent::{Agent, Event};
 pub use inventory::{Cluster, Inventory, InventoryError, OtherNode};

@@ -12,6 +12,7 @@
 //! ```
 
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 
 use ipnet::{IpNet, Ipv4Net};
 use sluice_ec2::variables::{self, Refused};
@@ -41,6 +42,8 @@ pub struct Environment {
     pub pod_mtu: Option<u16>,
     /// `AWS_VPC_K8S_CNI_VETHPREFIX`.
     pub veth_prefix: Option<String>,
+    /// `AWS_VPC_K8S_CNI_BACKING_STORE`.
+    pub backing_store: Option<PathBuf>,
     /// What an operator should hear: variables that are set and change nothing, each in a sentence.
     pub notes: Vec<String>,
 }
@@ -84,6 +87,7 @@ impl Environment {
             eni_mtu: reader.mtu("AWS_VPC_ENI_MTU"),
             pod_mtu: reader.mtu("POD_MTU"),
             veth_prefix: reader.veth_prefix("AWS_VPC_K8S_CNI_VETHPREFIX"),
+            backing_store: reader.file("AWS_VPC_K8S_CNI_BACKING_STORE"),
             notes: Vec::new(),
         };
         if let (Some(eni), Some(pod)) = (found.eni_mtu, found.pod_mtu)
@@ -183,6 +187,15 @@ impl<F: Fn(&str) -> Option<String>> Reader<F> {
         }
         kept.sort();
         Some(kept)
+    }
+
+    fn file(&mut self, variable: &'static str) -> Option<PathBuf> {
+        let path = PathBuf::from(self.variables.text(variable)?);
+        if path.is_absolute() {
+            return Some(path);
+        }
+        self.variables.refuse(variable, path.display().to_string(), "a path from the root on is valid");
+        None
     }
 
     fn veth_prefix(&mut self, variable: &'static str) -> Option<String> {

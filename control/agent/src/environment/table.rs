@@ -55,8 +55,6 @@ pub enum Part {
     Watches,
     /// The agent's own endpoints.
     Introspection,
-    /// Adoption of what the VPC CNI left on the node.
-    Adoption,
 }
 
 impl fmt::Display for Part {
@@ -66,7 +64,6 @@ impl fmt::Display for Part {
             Self::Plugin => "the CNI plugin (control/cni)",
             Self::Watches => "the watches (control/kube)",
             Self::Introspection => "introspection (control/agent)",
-            Self::Adoption => "adoption from the VPC CNI (control/agent)",
         })
     }
 }
@@ -75,7 +72,7 @@ const fn row(name: &'static str, default: &'static str, standing: Standing, does
     Variable { name, default, standing, does }
 }
 
-use Part::{Addresses, Adoption, Introspection, Plugin, Watches};
+use Part::{Addresses, Introspection, Plugin, Watches};
 use Standing::{Awaited, Honoured, Ignored, Refused};
 
 /// Every variable.
@@ -200,8 +197,8 @@ pub const VARIABLES: &[Variable] = &[
     row(
         "AWS_VPC_K8S_CNI_BACKING_STORE",
         "/var/run/aws-node/ipam.json",
-        Awaited(Adoption),
-        "Where the VPC CNI kept its leases. It is only read.",
+        Honoured,
+        "Where the VPC CNI kept its leases: `sluice-agent adopt` takes them over from there, `restore-vpc-cni` writes them back.",
     ),
     row(
         "AWS_EC2_ENDPOINT",
