@@ -1,10 +1,11 @@
 //! What identifies one direction of a flow, in two machine words: a lookup compares twice and never meets a byte of padding,
-//! so that a key can lie in memory that several processes map.
+//! so that a key can lie in memory that several processes map. Addresses and ports lie in the words as they lie in a packet:
+//! reading and writing them there turns no byte round.
 
 use std::fmt;
 use std::net::Ipv4Addr;
 
-/// Source, destination, ports and protocol of one direction. Addresses and ports are in host order.
+/// Source, destination, ports and protocol of one direction. Its parts are given and read in host order.
 ///
 /// An ICMP query's identifier is its asker's port, and zero the port of who answers: [`FlowKey::echo_request`]. So the
 /// reply's key is [`FlowKey::reversed`] as for TCP and UDP, and two hosts that ask each other with one identifier have two
@@ -13,9 +14,9 @@ use std::net::Ipv4Addr;
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(C)]
 pub struct FlowKey {
-    /// Source above, destination below.
+    /// Source, then destination, as the eight bytes lie in an IPv4 header.
     addresses: u64,
-    /// Source port in the top 16 bits, destination port in the next 16, the protocol in the lowest 8.
+    /// In the upper half the two ports, as the four bytes lie in a TCP or UDP header; in the lowest byte the protocol.
     ports: u64,
 }
 
@@ -25,8 +26,8 @@ impl FlowKey {
     #[must_use]
     pub const fn new(src: u32, dst: u32, sport: u16, dport: u16, proto: u8) -> Self {
         Self {
-            addresses: ((src as u64) << 32) | dst as u64,
-            ports: ((sport as u64) << 48) | ((dport as u64) << 32) | proto as u64,
+            addresses: (((src as u64) << 32) | dst as u64).to_be(),
+            ports: ((((sport as u32) << 16) | dport as u32).to_be() as u64) << 32 | proto as u64,
         }
     }
 
@@ -55,28 +56,28 @@ impl FlowKey {
     #[inline]
     #[must_use]
     pub const fn src(&self) -> u32 {
-        (self.addresses >> 32) as u32
+        (u64::from_be(self.addresses) >> 32) as u32
     }
 
     /// Destination address.
     #[inline]
     #[must_use]
     pub const fn dst(&self) -> u32 {
-        self.addresses as u32
+        u64::from_be(self.addresses) as u32
     }
 
     /// Source port; the identifier of an ICMP query.
     #[inline]
     #[must_use]
     pub const fn sport(&self) -> u16 {
-        (self.ports >> 48) as u16
+        (u32::from_be(self.wire_ports()) >> 16) as u16
     }
 
     /// Destination port; the identifier of an answer to an ICMP query.
     #[inline]
     #[must_use]
     pub const fn dport(&self) -> u16 {
-        (self.ports >> 32) as u16
+        u32::from_be(self.wire_ports()) as u16
     }
 
     /// IP protocol number.
@@ -94,6 +95,24 @@ impl FlowKey {
             addresses: self.addresses.rotate_left(32),
             ports: ((((self.ports >> 32) as u32).rotate_left(16) as u64) << 32) | (self.ports & 0xFFFF_FFFF),
         }
+    }
+
+    /// The eight bytes of the addresses as they lie in an IPv4 header, read as one word of this machine.
+    #[inline]
+    pub(crate) const fn wire_addresses(&self) -> u64 {
+        self.addresses
+    }
+
+    /// The four bytes of the ports as they lie in a TCP or UDP header, read as one word of this machine.
+    #[inline]
+    pub(crate) const fn wire_ports(&self) -> u32 {
+        (self.ports >> 32) as u32
+    }
+
+    /// The key of a packet whose header has these words ([`FlowKey::wire_addresses`], [`FlowKey::wire_ports`]).
+    #[inline]
+    pub(crate) const fn from_wire(addresses: u64, ports: u32, proto: u8) -> Self {
+        Self { addresses, ports: (ports as u64) << 32 | proto as u64 }
     }
 
     /// The key as two words, for hashing and for storage in atomics.

@@ -196,26 +196,19 @@ impl Slot {
         let l4 = (self.load(REPLY + 1) >> DELTA_SHIFT) as u16;
         // The way back subtracts what the way there adds: in one's complement, the bits inverted.
         let sign = 0u16.wrapping_sub(dir as u16);
-        Rewrite {
-            src: to.src(),
-            dst: to.dst(),
-            sport: to.sport(),
-            dport: to.dport(),
-            l3_delta: l3 ^ sign,
-            l4_delta: l4 ^ sign,
-        }
+        Rewrite::known(to, [l3 ^ sign, l4 ^ sign])
     }
 
     /// Writes what stays, while nobody but the caller uses the slot.
     pub(super) fn fill(&self, fixed: &Fixed, policy_generation: u32) {
-        let delta = Rewrite::new(&fixed.original, &fixed.reply.reversed());
+        let [l3, l4] = Rewrite::new(&fixed.original, &fixed.reply.reversed()).wire_deltas();
         let [original, reply] = [fixed.original.words(), fixed.reply.words()];
         let origin = (fixed.origin as u64) << ORIGIN_SHIFT;
         let store = |at: usize, value| self.shared.0[at].store(value, Ordering::Relaxed);
         store(ORIGINAL, original[0]);
-        store(ORIGINAL + 1, original[1] | origin | u64::from(delta.l3_delta) << DELTA_SHIFT);
+        store(ORIGINAL + 1, original[1] | origin | u64::from(l3) << DELTA_SHIFT);
         store(REPLY, reply[0]);
-        store(REPLY + 1, reply[1] | u64::from(delta.l4_delta) << DELTA_SHIFT);
+        store(REPLY + 1, reply[1] | u64::from(l4) << DELTA_SHIFT);
         store(EGRESS, u64::from(fixed.egress[0]) | u64::from(fixed.egress[1]) << 32);
         store(POLICY, u64::from(policy_generation));
     }

@@ -99,10 +99,10 @@ pub fn translate(bytes: &mut [u8], parsed: &Parsed, quoted: &Quoted, rewrite: &R
     let delta = translate_quotation(bytes, outer_l4 + ICMP_LEN, quoted, rewrite);
     update_field(bytes, outer_l4 + 2, delta);
 
-    let src = if rewrite.src == quoted.key.dst() { parsed.key.src() } else { rewrite.src };
+    let src = if rewrite.src() == quoted.key.dst() { parsed.key.src() } else { rewrite.src() };
     let mut l3_delta = checksum::add(
         checksum::delta32(parsed.key.src(), src),
-        checksum::delta32(parsed.key.dst(), rewrite.dst),
+        checksum::delta32(parsed.key.dst(), rewrite.dst()),
     );
     if ttl == Ttl::Decrement {
         bytes[ETHERNET_LEN + 8] = bytes[ETHERNET_LEN + 8].wrapping_sub(1);
@@ -110,15 +110,15 @@ pub fn translate(bytes: &mut [u8], parsed: &Parsed, quoted: &Quoted, rewrite: &R
     }
     update_field(bytes, ETHERNET_LEN + 10, l3_delta);
     bytes[ETHERNET_LEN + 12..ETHERNET_LEN + 16].copy_from_slice(&src.to_be_bytes());
-    bytes[ETHERNET_LEN + 16..ETHERNET_LEN + 20].copy_from_slice(&rewrite.dst.to_be_bytes());
+    bytes[ETHERNET_LEN + 16..ETHERNET_LEN + 20].copy_from_slice(&rewrite.dst().to_be_bytes());
 }
 
 /// Translates the quoted headers and gives the delta of the bytes that changed, checksums included.
 fn translate_quotation(bytes: &mut [u8], ip: usize, quoted: &Quoted, rewrite: &Rewrite) -> u16 {
     let l4 = usize::from(quoted.l4_offset);
-    bytes[ip + 12..ip + 16].copy_from_slice(&rewrite.dst.to_be_bytes());
-    bytes[ip + 16..ip + 20].copy_from_slice(&rewrite.src.to_be_bytes());
-    let mut delta = checksum::add(rewrite.l3_delta, update_field(bytes, ip + 10, rewrite.l3_delta));
+    bytes[ip + 12..ip + 16].copy_from_slice(&rewrite.dst().to_be_bytes());
+    bytes[ip + 16..ip + 20].copy_from_slice(&rewrite.src().to_be_bytes());
+    let mut delta = checksum::add(rewrite.l3_delta(), update_field(bytes, ip + 10, rewrite.l3_delta()));
 
     let field = match quoted.key.proto() {
         proto::TCP => 16,
@@ -129,14 +129,14 @@ fn translate_quotation(bytes: &mut [u8], ip: usize, quoted: &Quoted, rewrite: &R
     };
     if quoted.key.proto() == proto::ICMP {
         // Only queries have an identifier, and no other ICMP has a flow to be found by.
-        let id = rewrite.sport | rewrite.dport;
+        let id = rewrite.sport() | rewrite.dport();
         bytes[l4 + 4..l4 + 6].copy_from_slice(&id.to_be_bytes());
         delta = checksum::add(delta, checksum::delta16(quoted.key.echo_id(), id));
     } else {
-        bytes[l4..l4 + 2].copy_from_slice(&rewrite.dport.to_be_bytes());
-        bytes[l4 + 2..l4 + 4].copy_from_slice(&rewrite.sport.to_be_bytes());
-        delta = checksum::add(delta, checksum::delta16(quoted.key.sport(), rewrite.dport));
-        delta = checksum::add(delta, checksum::delta16(quoted.key.dport(), rewrite.sport));
+        bytes[l4..l4 + 2].copy_from_slice(&rewrite.dport().to_be_bytes());
+        bytes[l4 + 2..l4 + 4].copy_from_slice(&rewrite.sport().to_be_bytes());
+        delta = checksum::add(delta, checksum::delta16(quoted.key.sport(), rewrite.dport()));
+        delta = checksum::add(delta, checksum::delta16(quoted.key.dport(), rewrite.sport()));
     }
     if quoted.key.proto() == proto::SCTP {
         return checksum::add(delta, update_sctp(bytes, l4, quoted, rewrite));
@@ -146,11 +146,11 @@ fn translate_quotation(bytes: &mut [u8], ip: usize, quoted: &Quoted, rewrite: &R
     }
     let changed = if quoted.key.proto() == proto::UDP {
         let old = u16::from_be_bytes([bytes[l4 + field], bytes[l4 + field + 1]]);
-        let new = checksum::update_udp(old, rewrite.l4_delta);
+        let new = checksum::update_udp(old, rewrite.l4_delta());
         bytes[l4 + field..l4 + field + 2].copy_from_slice(&new.to_be_bytes());
         checksum::delta16(old, new)
     } else {
-        update_field(bytes, l4 + field, rewrite.l4_delta)
+        update_field(bytes, l4 + field, rewrite.l4_delta())
     };
     checksum::add(delta, changed)
 }
@@ -163,7 +163,7 @@ fn update_sctp(bytes: &mut [u8], l4: usize, quoted: &Quoted, rewrite: &Rewrite) 
     }
     let ports = |source: u16, destination: u16| u32::from(source) << 16 | u32::from(destination);
     let old = ports(quoted.key.sport(), quoted.key.dport());
-    let change = old ^ ports(rewrite.dport, rewrite.sport);
+    let change = old ^ ports(rewrite.dport(), rewrite.sport());
     let field = [bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]];
     let updated = sctp::update(field, change.to_be_bytes(), quoted.whole_len);
     bytes[at..at + 4].copy_from_slice(&updated);

@@ -303,7 +303,7 @@ fn identity_keeps_even_a_wrong_checksum() {
         FlowKey::new(0x0A00_010A, 7, 1, 2, 6),
         FlowKey::echo_request(0x0A00_010A, 7, 1),
     ] {
-        assert_eq!((Rewrite::identity(&key).l3_delta, Rewrite::identity(&key).l4_delta), (0, 0));
+        assert_eq!((Rewrite::identity(&key).l3_delta(), Rewrite::identity(&key).l4_delta()), (0, 0));
         let (mut before, field) = match key.proto() {
             17 => (udp(&key, b"abc"), 40),
             6 => (tcp(&key, TcpFlags::SYN, b""), 50),

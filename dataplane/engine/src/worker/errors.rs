@@ -58,7 +58,7 @@ impl<F: Frame> Worker<F> {
             return End::Done(Verdict::Drop(Drop::IcmpUnknownFlow), matched);
         }
         let exit = Target::from_word(flow.egress(dir)).exit(snapshot);
-        let Some(exit) = exit.filter(|exit| exit.suits(rewrite.src, rewrite.dst)) else {
+        let Some(exit) = exit.filter(|exit| exit.suits(rewrite.src(), rewrite.dst())) else {
             return End::Done(Verdict::Drop(Drop::PodUnreachable), matched);
         };
         let ttl = ttl_of(flow);
@@ -66,7 +66,7 @@ impl<F: Frame> Worker<F> {
             return End::Tell { reason: Drop::TtlExceeded, report: Report::TimeExceeded, matched };
         }
         wire::icmp::translate(packet.frame.bytes_mut(), parsed, &quoted, &rewrite, ttl);
-        send(moment, packet, exit, rewrite.dst, matched)
+        send(moment, packet, exit, rewrite.dst(), matched)
     }
 }
 

@@ -39,8 +39,8 @@ impl<F: Frame> Worker<F> {
         let target = Target::from_word(flow.egress(dir));
         let hop = moment.snapshot.hop(target.ifindex());
         let leads = match target.kind() {
-            TargetKind::Eni => hop.kind == HopKind::Eni && hop.is_plain(rewrite.dst),
-            TargetKind::Pod => hop.kind == HopKind::Pod && hop.ip == rewrite.dst,
+            TargetKind::Eni => hop.kind == HopKind::Eni && hop.is_plain(rewrite.dst()),
+            TargetKind::Pod => hop.kind == HopKind::Pod && hop.ip == rewrite.dst(),
             TargetKind::KernelPod | TargetKind::KernelEni => false,
         };
         let usual = leads

@@ -27,7 +27,7 @@ impl<F: Frame> Worker<F> {
         matched: Option<Matched>,
     ) -> End {
         // The checksum of SCTP covers the whole datagram, of which this is a piece.
-        let ports = (rewrite.sport, rewrite.dport) != (parsed.key.sport(), parsed.key.dport());
+        let ports = (rewrite.sport(), rewrite.dport()) != (parsed.key.sport(), parsed.key.dport());
         if parsed.is_fragment() && ports && matches!(parsed.kind, Kind::Sctp { .. }) {
             return End::Done(Verdict::Drop(Drop::UnsupportedProtocol), matched);
         }
@@ -41,7 +41,7 @@ impl<F: Frame> Worker<F> {
             self.clamp_mss(moment.snapshot, exit, packet, parsed);
         }
         wire::apply(packet.frame.bytes_mut(), parsed, rewrite, ttl, packet.offload.partial);
-        send(moment, packet, exit, rewrite.dst, matched)
+        send(moment, packet, exit, rewrite.dst(), matched)
     }
 
     /// Hands a packet to the kernel, untouched, where it came from; what came from there for a pod, to the pod.

@@ -129,9 +129,9 @@ impl<F: Frame> Worker<F> {
                 let rewrite = match parsed.kind {
                     // An error's own source is its router's, and is hidden where the flow's is.
                     Kind::IcmpError => {
-                        let hidden = way.src != flow.key(matched.dir).src();
-                        let src = if hidden { way.src } else { parsed.key.src() };
-                        let outer = FlowKey::new(src, way.dst, 0, 0, parsed.key.proto());
+                        let hidden = way.src() != flow.key(matched.dir).src();
+                        let src = if hidden { way.src() } else { parsed.key.src() };
+                        let outer = FlowKey::new(src, way.dst(), 0, 0, parsed.key.proto());
                         Rewrite::new(&parsed.key, &outer)
                     }
                     _ => way,
@@ -144,7 +144,7 @@ impl<F: Frame> Worker<F> {
                 (Rewrite::identity(&parsed.key), ttl)
             }
         };
-        let id = (rewrite.src != parsed.key.src()).then(|| self.fragment_ids.allocate());
+        let id = (rewrite.src() != parsed.key.src()).then(|| self.fragment_ids.allocate());
         Piece::Sent { target, rewrite, ttl, id, flow: matched.map(|m| self.flow_note(m)) }
     }
 
@@ -163,7 +163,8 @@ impl<F: Frame> Worker<F> {
             Piece::Dropped(reason) => End::drop(reason),
             Piece::Sent { target, rewrite, ttl, id, flow } => {
                 told = flow;
-                let exit = target.exit(moment.snapshot).filter(|exit| exit.suits(rewrite.src, rewrite.dst));
+                let exit =
+                    target.exit(moment.snapshot).filter(|exit| exit.suits(rewrite.src(), rewrite.dst()));
                 match exit {
                     None => End::drop(Drop::PodUnreachable),
                     Some(_) if ttl == Ttl::Decrement && parsed.ttl <= 1 => End::drop(Drop::TtlExceeded),
@@ -173,7 +174,7 @@ impl<F: Frame> Worker<F> {
                         if let Some(id) = id {
                             wire::set_ip_id(packet.frame.bytes_mut(), id);
                         }
-                        send(moment, &mut packet, exit, rewrite.dst, None)
+                        send(moment, &mut packet, exit, rewrite.dst(), None)
                     }
                 }
             }

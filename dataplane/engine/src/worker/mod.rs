@@ -370,7 +370,7 @@ impl<F: Frame> Worker<F> {
         let flow = self.table.flow(matched.id);
         let rewrite = flow.rewrite(matched.dir);
         let exit = Target::from_word(flow.egress(matched.dir)).exit(moment.snapshot);
-        let Some(exit) = exit.filter(|exit| exit.suits(rewrite.src, rewrite.dst)) else {
+        let Some(exit) = exit.filter(|exit| exit.suits(rewrite.src(), rewrite.dst())) else {
             return self.orphaned(moment, packet, parsed, matched);
         };
         let ttl = ttl_of(flow);
