@@ -171,7 +171,7 @@ fn allocation(name: &str, container: &str, address: Ipv4Addr) -> Value {
     })
 }
 
-fn is_aws(line: &String) -> bool {
+fn is_aws(line: &str) -> bool {
     line.contains("AWS") || line.ends_with("aws-cni")
 }
 
