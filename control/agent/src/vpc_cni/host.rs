@@ -248,22 +248,20 @@ fn message_of(rule: Rule) -> RuleMessage {
     message
 }
 
-/// Removes a rule; false where it was gone already.
-pub(crate) fn remove_rule(rule: Rule) -> Result<bool, HostError> {
+/// Removes a rule, unless it was gone already.
+pub(crate) fn remove_rule(rule: Rule) -> Result<(), HostError> {
     let netlink = Netlink::open().map_err(failed("opening a socket"))?;
     match netlink.delete(RouteNetlinkMessage::DelRule(message_of(rule))) {
-        Ok(()) => Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(failed(format!("removing the rule `{rule}`"))(error)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        done => done.map_err(failed(format!("removing the rule `{rule}`"))),
     }
 }
 
-/// Adds a rule; false where it is there already.
-pub(crate) fn add_rule(rule: Rule) -> Result<bool, HostError> {
+/// Adds a rule, unless it is there already.
+pub(crate) fn add_rule(rule: Rule) -> Result<(), HostError> {
     let netlink = Netlink::open().map_err(failed("opening a socket"))?;
     match netlink.create(RouteNetlinkMessage::NewRule(message_of(rule))) {
-        Ok(()) => Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
-        Err(error) => Err(failed(format!("adding the rule `{rule}`"))(error)),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        done => done.map_err(failed(format!("adding the rule `{rule}`"))),
     }
 }

@@ -1,12 +1,13 @@
 //! The VPC CNI's leases, as its file has them (version `vpc-cni-ipam/1`): read when a node comes over, written when it goes back.
 
-use std::fs::{self, File};
-use std::io::{self, Write as _};
+use std::fs;
+use std::io;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
+use sluice_ec2::checkpoint::{FileStorage, Storage as _};
 use sluice_ec2::cloud::EniId;
 use sluice_ec2::moment::Moment;
 use sluice_ec2::store::{Lease, LeaseKey, Pod};
@@ -156,10 +157,9 @@ impl Leases {
     /// # Errors
     /// It cannot be read, or makes no sense; then it stays where it is.
     pub fn read(path: &Path) -> Result<Option<Self>, LeasesError> {
-        let text = match fs::read(path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(LeasesError::File { path: path.to_owned(), source }),
+        let read = FileStorage::new(path).read();
+        let Some(text) = read.map_err(|source| LeasesError::File { path: path.to_owned(), source })? else {
+            return Ok(None);
         };
         Self::parse(&text).map(Some).map_err(|why| LeasesError::Corrupt {
             path: path.to_owned(),
@@ -261,16 +261,9 @@ fn text_of(allocation: &Allocation) -> Entry {
     }
 }
 
-/// Puts bytes in the place of a file so that neither a kill nor a loss of power leaves half of them.
+/// Puts bytes in the place of a file as the pool does with its checkpoint, and makes its folder where there is none.
 pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::create_dir_all(folder)?;
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(".new");
-    let beside = PathBuf::from(beside);
-    let mut file = File::create(&beside)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&beside, path)?;
-    File::open(folder)?.sync_all()
+    FileStorage::new(path).write(bytes)
 }

@@ -6,6 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use sluice_ec2::checkpoint::{FileStorage, Storage as _};
 
 use super::host::Rule;
 use super::ipam::{Allocation, replace};
@@ -55,10 +56,9 @@ impl Record {
 
     /// Reads it; nothing where there is none.
     pub(crate) fn read(path: &Path) -> Result<Option<Self>, RecordError> {
-        let text = match std::fs::read(path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(RecordError::File { path: path.to_owned(), source }),
+        let read = FileStorage::new(path).read();
+        let Some(text) = read.map_err(|source| RecordError::File { path: path.to_owned(), source })? else {
+            return Ok(None);
         };
         let corrupt = |why| RecordError::Corrupt { path: path.to_owned(), why };
         let record: Self = serde_json::from_slice(&text).map_err(|e| corrupt(e.to_string()))?;

@@ -219,9 +219,7 @@ impl Step {
     pub(crate) fn run(&self, files: &Files) -> Result<(), TakeoverError> {
         match self {
             Self::Record(record) => record.write(&files.record)?,
-            Self::Rule(rule) => {
-                remove_rule(*rule)?;
-            }
+            Self::Rule(rule) => remove_rule(*rule)?,
             Self::Table(ours) => ours.remove()?,
             Self::NftTable => tables::remove_nft_table()?,
             Self::Aside => {
