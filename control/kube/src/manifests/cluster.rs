@@ -17,7 +17,7 @@ use super::endpoints;
 use super::files::{Edit, Files};
 use super::finding::Finding;
 use super::nodes::Nodes;
-use super::placement::{Allocations, Placement};
+use super::placement::{Allocations, Placement, Slot};
 use super::pods::{Moved, PodId, PodSet};
 use super::problems::Problems;
 use super::services::ServiceSet;
@@ -75,6 +75,32 @@ impl Cluster {
     /// What is wrong beyond single manifests.
     pub(super) fn findings(&self, files: &Files) -> Vec<Finding> {
         self.problems.findings(files)
+    }
+
+    /// Makes a place for a pod of this node; gives what that changes.
+    pub(super) fn open(&mut self, slot: Slot) -> Vec<Change> {
+        let moved = self.pods.open(slot, &mut self.nodes, &mut self.problems);
+        self.follow(&moved)
+    }
+
+    /// Ends a place of this node; gives what that changes.
+    pub(super) fn close(&mut self, ip: Ipv4Addr) -> Vec<Change> {
+        let moved = self.pods.close(ip, &mut self.nodes, &mut self.problems);
+        self.follow(&moved)
+    }
+
+    /// What pods that moved change.
+    fn follow(&mut self, moved: &[Moved]) -> Vec<Change> {
+        let mut endpoints = BTreeSet::new();
+        let mut changes = Vec::new();
+        for moved in moved {
+            self.touched_by(moved, &mut endpoints);
+            changes.push(self.pod_change(moved));
+        }
+        for key in endpoints {
+            self.derive(&key, &mut changes);
+        }
+        changes
     }
 
     /// Takes the objects that are others now; gives what that changes.

@@ -11,7 +11,7 @@ use super::cluster::Cluster;
 use super::decode::Key;
 use super::files::Files;
 use super::finding::{Finding, Severity};
-use super::placement::{Allocations, Placement};
+use super::placement::{Allocations, Placement, Slot};
 use super::walk::{Found, Signature, is_manifest, walk};
 use super::watch::Touched;
 
@@ -93,6 +93,16 @@ impl Directory {
     #[must_use]
     pub fn tenants(&self) -> BTreeMap<Ipv4Addr, &(Arc<str>, Arc<str>)> {
         self.cluster.tenants()
+    }
+
+    /// Makes a place for a pod of this node, as CNI ADD does; gives what that changes.
+    pub fn open(&mut self, slot: Slot) -> Batch {
+        Batch { changes: self.cluster.open(slot), files: 0 }
+    }
+
+    /// Ends a place of this node; gives what that changes.
+    pub fn close(&mut self, ip: Ipv4Addr) -> Batch {
+        Batch { changes: self.cluster.close(ip), files: 0 }
     }
 
     /// The file and the line of an object that is in force.

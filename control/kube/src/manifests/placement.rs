@@ -73,6 +73,18 @@ pub struct Slot {
     pub pod: Option<(String, String)>,
 }
 
+impl Slot {
+    /// A place that is no more; its number stays, so that others keep theirs.
+    pub(super) fn closed() -> Self {
+        Self { ip: Ipv4Addr::UNSPECIFIED, pod: Some((String::new(), String::new())) }
+    }
+
+    /// Nobody can have it.
+    pub(super) fn is_closed(&self) -> bool {
+        self.ip.is_unspecified()
+    }
+}
+
 /// What was chosen, to be chosen again.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]

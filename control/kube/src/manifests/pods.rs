@@ -90,6 +90,42 @@ impl PodSet {
         self.pods.get(id)
     }
 
+    /// Makes a place; gives the pods that have changed.
+    pub(super) fn open(&mut self, slot: Slot, nodes: &mut Nodes, problems: &mut Problems) -> Vec<Moved> {
+        let slots = self.slots.get_or_insert_default();
+        match slots.iter().position(Slot::is_closed) {
+            Some(i) => slots[i] = slot,
+            None => {
+                slots.push(slot);
+                self.tenants.push(None);
+            }
+        }
+        self.seat(nodes, problems)
+    }
+
+    /// Ends a place; who had it looks for another one. Gives the pods that have changed.
+    pub(super) fn close(&mut self, ip: Ipv4Addr, nodes: &mut Nodes, problems: &mut Problems) -> Vec<Moved> {
+        let slots = self.slots.as_deref_mut().unwrap_or_default();
+        let Some(i) = slots.iter().position(|slot| slot.ip == ip && !slot.is_closed()) else {
+            return Vec::new();
+        };
+        slots[i] = Slot::closed();
+        if let Some(id) = self.tenants[i].take()
+            && let Some(placed) = self.pods.get_mut(&id)
+        {
+            placed.held = Held::Nothing;
+            self.waiting.insert(id);
+        }
+        self.seat(nodes, problems)
+    }
+
+    /// Gives places to those who wait for one.
+    fn seat(&mut self, nodes: &mut Nodes, problems: &mut Problems) -> Vec<Moved> {
+        let mut moved = Vec::new();
+        self.place(BTreeMap::new(), nodes, problems, &mut moved);
+        moved
+    }
+
     /// Every manifest that has pods.
     pub(super) fn owners(&self) -> impl Iterator<Item = &Key> {
         let single = self.pods.values().map(|placed| &placed.owner).filter(|owner| owner.kind == Kind::Pod);
@@ -329,10 +365,14 @@ impl PodSet {
         };
         let found = own.or_else(had).or_else(|| any(false)).or_else(|| any(true));
         found.map(|(i, slot)| (i, slot.ip)).ok_or_else(|| {
-            let total = slots.len();
-            format!(
-                "waits: none of this node's {total} places for pods is free; add a [[pod]] to the inventory"
-            )
+            match slots.iter().filter(|slot| !slot.is_closed()).count() {
+                0 => "waits: this node has no place for pods: add a [[pod]] to the inventory, or let a container \
+                      runtime add the pod (CNI)"
+                    .to_owned(),
+                total => format!(
+                    "waits: none of this node's {total} places for pods is free; add a [[pod]] to the inventory"
+                ),
+            }
         })
     }
 

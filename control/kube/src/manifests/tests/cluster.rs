@@ -70,6 +70,41 @@ fn pods_of_this_node_take_its_places_in_order_and_keep_them() {
 }
 
 #[test]
+fn places_come_and_go_and_their_pods_and_endpoints_with_them() {
+    let mut bed = Bed::new();
+    let all: String = ["p", "q", "r", "s", "t"].map(|name| pod(name, "")).concat();
+    bed.write("x.yaml", &all);
+    bed.write("svc.yaml", &service("t", "selector: {app: t}, ports: [{port: 80, targetPort: web}]"));
+    assert_eq!((bed.pod("a/s").ip, bed.pod("a/t").ip), (None, None));
+    let place = |last: u8, name: &str| Slot {
+        ip: Ipv4Addr::new(10, 0, 1, last),
+        pod: Some(("a".to_owned(), name.to_owned())),
+    };
+    let batch = bed.directory.open(place(40, "t"));
+    let changed: Vec<_> = bed.take(batch).iter().map(ToString::to_string).collect();
+    assert_eq!(changed.len(), 2, "the pod and its slice: {changed:?}");
+    assert_eq!(bed.pod("a/t").ip, Some(Ipv4Addr::new(10, 0, 1, 40)));
+    assert_eq!(bed.slices("t")[0].endpoints.len(), 1);
+    let batch = bed.directory.close(Ipv4Addr::new(10, 0, 1, 40));
+    bed.take(batch);
+    assert_eq!(
+        (bed.pod("a/t").ip, bed.slices("t").iter().map(|s| s.endpoints.len()).sum::<usize>()),
+        (None, 0)
+    );
+    // The number of a place that is no more is used again; who lost a place takes a free one.
+    let batch = bed.directory.open(place(41, "s"));
+    bed.take(batch);
+    let batch = bed.directory.close(Ipv4Addr::new(10, 0, 1, 11));
+    bed.take(batch);
+    let ip = |name: &str| bed.pod(name).ip.map(|ip| ip.octets()[3]);
+    assert_eq!(
+        [ip("a/p"), ip("a/q"), ip("a/r"), ip("a/s"), ip("a/t")],
+        [None, Some(12), Some(13), Some(41), None]
+    );
+    assert!(bed.directory.close(Ipv4Addr::UNSPECIFIED).changes.is_empty());
+}
+
+#[test]
 fn pods_of_other_nodes_and_pods_that_say_where_they_are_have_that_place() {
     let mut bed = Bed::new();
     bed.write("x.yaml", &pod("far", ", nodeName: there"));
