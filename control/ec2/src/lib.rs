@@ -14,6 +14,7 @@
 pub mod backoff;
 pub mod checkpoint;
 pub mod cloud;
+pub mod fixed;
 pub mod journal;
 pub mod limits;
 pub mod moment;

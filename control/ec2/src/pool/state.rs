@@ -82,9 +82,12 @@ impl State {
                 if of == boot { Opened::Resumed } else { Opened::Rebooted { voided: store.reboot() } }
             }
             lost => {
-                // Who had which address before is told by the veths alone, and cool-downs by nobody.
-                cool_until = Some(now.after(settings.cooldown));
                 let restored = live.iter().filter(|lease| store.restore(lease)).count();
+                // Who had which address before is told by the veths alone, and cool-downs by nobody. A node where there
+                // is neither a checkpoint nor a veth is new: its first pods need not wait.
+                if restored > 0 || matches!(lost, Some(Err(_))) {
+                    cool_until = Some(now.after(settings.cooldown));
+                }
                 match lost {
                     Some(Err(why)) => Opened::Rebuilt { aside: storage.set_aside(now)?, why, restored },
                     _ => Opened::Fresh { restored },
@@ -264,7 +267,7 @@ impl State {
         let settled = self.inventoried
             && self.unsure.is_none()
             && self.journal.is_empty()
-            && self.wanted(now, true).is_none();
+            && (!self.settings.provision || self.wanted(now, true).is_none());
         Targets { target: self.settings.target, max_pods: self.max_pods, usage, short, settled }
     }
 
