@@ -83,6 +83,21 @@ fn a_pod_whose_veth_was_made_just_before_has_its_path_when_the_generation_is_ack
         let bound = pods(&lab).into_iter().find(|known| known["ip"] == json!(ip)).expect("the pod");
         assert_eq!(bound["attached"], true, "{bound}");
     }
+    // A pod whose interface is not there is in force, but who waits for its path is told that it has none.
+    let pod = |interface: &str| {
+        json!({
+            "namespace": "lab", "name": "none", "ip": "10.0.1.200", "eni": "eni0", "interface": interface,
+            "mac": "02:00:00:00:02:00",
+        })
+    };
+    let (answer, _) = pusher.offer(&json!([{ "upsert_pod": pod("eninone") }]));
+    assert_eq!(answer["accepted"]["without_path"], json!(["10.0.1.200"]), "{answer}");
+    lab.sh("node", "ip link add eninone type veth peer name none && ip link set eninone up");
+    let mut answers = (0..100).map(|_| {
+        std::thread::sleep(Duration::from_millis(50));
+        pusher.offer(&json!([{ "upsert_pod": pod("eninone") }])).0
+    });
+    assert!(answers.any(|answer| answer["accepted"]["without_path"] == json!(null)), "it never has a path");
 }
 
 /// The changes of a generation, of this number.

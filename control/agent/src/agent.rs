@@ -279,7 +279,7 @@ impl Agent {
     fn answered(&mut self, answer: Option<PushReply>) -> Result<(), Ended> {
         let Link::Up { sent, refused, .. } = &mut self.link else { return Ok(()) };
         match answer {
-            Some(PushReply::Accepted { generation, warnings }) => {
+            Some(PushReply::Accepted { generation, warnings, .. }) => {
                 let (ops, took) =
                     sent.take().map_or((0, Duration::ZERO), |sent| (sent.ops, sent.at.elapsed()));
                 *refused = false;

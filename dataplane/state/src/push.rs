@@ -4,6 +4,8 @@
 //! [`Generation`] is answered by [`PushReply::Accepted`], once every worker has it, or by [`PushReply::Refused`], and
 //! then what was in force stays in force.
 
+use std::net::Ipv4Addr;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{Generation, Invalid};
@@ -48,6 +50,10 @@ pub enum PushReply {
         generation: u64,
         /// What is accepted but not as it should be: a pod whose interface is not there yet.
         warnings: Vec<String>,
+        /// The pods of the state in force whose packets take no path through the engine, by address: their interfaces
+        /// are not there, or could not be bound. For who must not tell a pod's owner that it is connected.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        without_path: Vec<Ipv4Addr>,
     },
     /// The generation was refused; the one before stays in force.
     Refused {

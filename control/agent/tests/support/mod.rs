@@ -85,7 +85,8 @@ impl Daemon {
     pub(crate) fn take(&mut self) -> Generation {
         let generation = self.read();
         self.state = self.state.apply(&generation).unwrap_or_else(|e| panic!("{e}: {generation:?}"));
-        let accepted = PushReply::Accepted { generation: generation.number, warnings: vec![] };
+        let accepted =
+            PushReply::Accepted { generation: generation.number, warnings: vec![], without_path: vec![] };
         write_message(&mut self.stream, &accepted).unwrap();
         generation
     }

@@ -189,7 +189,11 @@ impl Control {
             Err(error) => return refused(self, error.to_string(), Vec::new()),
         };
         match self.bring_into_force(next, generation.number) {
-            Ok(warnings) => PushReply::Accepted { generation: generation.number, warnings },
+            Ok(warnings) => PushReply::Accepted {
+                generation: generation.number,
+                warnings,
+                without_path: self.pods_without_path(),
+            },
             Err(findings) => {
                 let reason = format!("{} finding(s) on this host", findings.len());
                 refused(self, reason, findings)

@@ -1,6 +1,6 @@
 //! The pods' side of the kernel: programs on their interfaces, entries in the maps.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::Ipv4Addr;
 
 use sluice_bpf::Programs;
@@ -37,6 +37,12 @@ impl Control {
             Some((link.ifindex, PodBinding { ip: pod.ip, mac: pod.mac, host_mac: link.mac }))
         };
         self.state.pods.iter().filter_map(bind).collect()
+    }
+
+    /// The pods of the state that the kernel does not lead to the engine.
+    pub(super) fn pods_without_path(&self) -> Vec<Ipv4Addr> {
+        let bound: HashSet<Ipv4Addr> = self.pods.values().map(|binding| binding.ip).collect();
+        self.state.pods.iter().map(|pod| pod.ip).filter(|ip| !bound.contains(ip)).collect()
     }
 
     pub(super) fn unbind_gone_pods(&mut self, warnings: &mut Vec<String>) {
