@@ -5,14 +5,15 @@
 //! generation is everything.
 
 use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use sluice_kube::manifests::{Finding, Severity, Touched};
 use sluice_state::push::PushReply;
-use sluice_state::{Invalid, Op};
+use sluice_state::{Invalid, Op, Pod};
 
 use crate::allocations::{Store, write};
 use crate::daemon::{Daemon, DaemonError};
@@ -34,7 +35,19 @@ pub enum Event {
     Stop,
     /// The daemon has answered on the connection of this number; none: it is gone.
     Answer(u64, Option<PushReply>),
+    /// A container runtime has added a pod. What becomes of it is told once the daemon has answered.
+    Attach {
+        /// The pod, with the veth that was laid for it.
+        pod: Pod,
+        /// Where to tell.
+        reply: SyncSender<Attached>,
+    },
+    /// A pod that a container runtime had added is gone.
+    Detach(Ipv4Addr),
 }
+
+/// What became of a pod that was added: the generation that brought its path, or why it has none.
+pub type Attached = Result<u64, String>;
 
 /// Where the agent looks and whom it tells.
 #[derive(Debug, Clone)]
@@ -61,6 +74,36 @@ pub struct Agent {
     said: BTreeSet<Finding>,
     connections: u64,
     once: bool,
+    /// Who waits for the path of a pod.
+    waiters: Vec<Waiter>,
+    /// Called once the daemon has taken everything for the first time.
+    on_ready: Option<OnReady>,
+}
+
+/// What is done once an agent is ready.
+struct OnReady(Box<dyn FnOnce() + Send>);
+
+impl std::fmt::Debug for OnReady {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("OnReady")
+    }
+}
+
+/// Somebody who waits until the daemon has a pod's path in force.
+#[derive(Debug)]
+struct Waiter {
+    ip: Ipv4Addr,
+    interface: String,
+    reply: SyncSender<Attached>,
+    /// The generation that has the path; absent: it is not sent yet.
+    sent: Option<u64>,
+}
+
+impl Waiter {
+    fn tell(self, what: Attached) {
+        // Who waited may have given up.
+        let _ = self.reply.try_send(what);
+    }
 }
 
 /// How it stands with the daemon.
@@ -75,6 +118,7 @@ enum Link {
 #[derive(Debug)]
 struct Sent {
     at: Instant,
+    number: u64,
     ops: usize,
     whole: bool,
 }
@@ -135,9 +179,23 @@ impl Agent {
             said: BTreeSet::new(),
             connections: 0,
             once,
+            waiters: Vec::new(),
+            on_ready: None,
         };
         agent.settle();
         agent
+    }
+
+    /// Pods that a container runtime had added before this agent began.
+    pub(crate) fn restore(&mut self, pods: impl IntoIterator<Item = Pod>) {
+        for pod in pods {
+            self.model.attach(pod);
+        }
+    }
+
+    /// What is done once the daemon has taken everything for the first time.
+    pub(crate) fn on_ready(&mut self, ready: impl FnOnce() + Send + 'static) {
+        self.on_ready = Some(OnReady(Box::new(ready)));
     }
 
     /// Runs until it is told to stop or, with `--once`, until the daemon has answered.
@@ -158,6 +216,8 @@ impl Agent {
                     self.changed(ops);
                 }
                 Ok(Event::Rescan) => self.rescan(),
+                Ok(Event::Attach { pod, reply }) => self.attach(pod, reply),
+                Ok(Event::Detach(ip)) => self.detach(ip),
                 Ok(Event::Answer(connection, answer)) if connection == self.connections => {
                     let ended = self.answered(answer);
                     if self.once && (self.accepted.is_some() || ended.is_err()) {
@@ -184,9 +244,41 @@ impl Agent {
         }
         tracing::info!("the inventory has changed: everything is told anew");
         let (manifests, settings) = (&self.places.manifests, &self.settings);
-        self.model = Model::new(inventory, manifests, settings, &self.model.allocations());
-        self.model.scan();
+        let mut model = Model::new(inventory, manifests, settings, &self.model.allocations());
+        model.scan();
+        for pod in self.model.attached() {
+            model.attach(pod.clone());
+        }
+        self.model = model;
         self.changed(self.whole());
+    }
+
+    /// A pod that is told to be connected must be one whose policy is known, and whose path the daemon has.
+    fn attach(&mut self, pod: Pod, reply: SyncSender<Attached>) {
+        let (ip, interface) = (pod.ip, pod.interface.clone());
+        let name = format!("{}/{}", pod.namespace, pod.name);
+        self.waiters.retain(|waiter| waiter.ip != ip);
+        let mut ops = self.model.attach(pod.clone());
+        let waiter = Waiter { ip, interface, reply, sent: None };
+        if self.model.path(ip).is_none() {
+            let ops = self.model.detach(ip);
+            self.changed(ops);
+            return waiter.tell(Err(format!(
+                "no pod {name} of this node is known yet: without its labels nobody knows its policy"
+            )));
+        }
+        if !ops.iter().any(|op| matches!(op, Op::UpsertPod(upserted) if upserted.ip == ip)) {
+            // The daemon may have it already; who asks must hear so from the daemon.
+            ops.push(Op::UpsertPod(pod));
+        }
+        self.waiters.push(waiter);
+        self.changed(ops);
+    }
+
+    fn detach(&mut self, ip: Ipv4Addr) {
+        self.waiters.retain(|waiter| waiter.ip != ip);
+        let ops = self.model.detach(ip);
+        self.changed(ops);
     }
 
     fn whole(&self) -> Vec<Op> {
@@ -257,10 +349,13 @@ impl Agent {
             return;
         }
         let ops = std::mem::take(&mut self.pending);
-        let under_way =
-            Sent { at: Instant::now(), ops: ops.len(), whole: matches!(ops.first(), Some(Op::Replace(_))) };
+        let whole = matches!(ops.first(), Some(Op::Replace(_)));
+        let (at, count) = (Instant::now(), ops.len());
         match daemon.send(ops) {
-            Ok(_) => *sent = Some(under_way),
+            Ok(number) => {
+                *sent = Some(Sent { at, number, ops: count, whole });
+                self.waiters.iter_mut().for_each(|waiter| waiter.sent = Some(number));
+            }
             Err(error) => self.lost(&error),
         }
     }
@@ -273,13 +368,26 @@ impl Agent {
     fn down(&mut self) {
         self.link = Link::Down { at: Instant::now() + BACKOFF[0], wait: BACKOFF[0] * 2, said: String::new() };
         self.pending.clear();
+        self.waiters.iter_mut().for_each(|waiter| waiter.sent = None);
         self.report();
+    }
+
+    /// Tells those who wait for this generation what became of their pods.
+    fn tell_waiters(&mut self, generation: u64, outcome: impl Fn(&Waiter) -> Attached) {
+        let (told, wait) =
+            std::mem::take(&mut self.waiters).into_iter().partition(|waiter| waiter.sent == Some(generation));
+        self.waiters = wait;
+        let told: Vec<Waiter> = told;
+        for waiter in told {
+            let outcome = outcome(&waiter);
+            waiter.tell(outcome);
+        }
     }
 
     fn answered(&mut self, answer: Option<PushReply>) -> Result<(), Ended> {
         let Link::Up { sent, refused, .. } = &mut self.link else { return Ok(()) };
         match answer {
-            Some(PushReply::Accepted { generation, warnings, .. }) => {
+            Some(PushReply::Accepted { generation, warnings, without_path }) => {
                 let (ops, took) =
                     sent.take().map_or((0, Duration::ZERO), |sent| (sent.ops, sent.at.elapsed()));
                 *refused = false;
@@ -288,11 +396,21 @@ impl Agent {
                 for warning in warnings {
                     tracing::warn!("the daemon: {warning}");
                 }
+                self.tell_waiters(generation, |waiter| match without_path.contains(&waiter.ip) {
+                    false => Ok(generation),
+                    true => Err(format!(
+                        "the daemon does not lead {} to {}: is that interface in the node's network namespace?",
+                        waiter.ip, waiter.interface
+                    )),
+                });
                 self.tend();
                 self.report();
+                if let Some(OnReady(ready)) = self.on_ready.take() {
+                    ready();
+                }
             }
             Some(PushReply::Refused { generation, reason, findings }) => {
-                let whole = sent.take().is_none_or(|sent| sent.whole);
+                let (number, whole) = sent.take().map_or((0, true), |sent| (sent.number, sent.whole));
                 tracing::error!(stays = generation, "the daemon refuses a generation: {reason}");
                 for finding in &findings {
                     tracing::error!("the daemon: {finding}");
@@ -302,6 +420,13 @@ impl Agent {
                 }
                 // Changes that were refused may have been made of what it does not have: then everything is the remedy.
                 // Everything that was refused waits for the next change.
+                if whole {
+                    self.tell_waiters(number, |_| {
+                        Err(format!("the daemon refuses the node's state: {reason}"))
+                    });
+                } else {
+                    self.waiters.iter_mut().for_each(|waiter| waiter.sent = None);
+                }
                 self.pending = if whole { Vec::new() } else { self.whole() };
                 if let Link::Up { refused, .. } = &mut self.link {
                     *refused = whole;

@@ -21,7 +21,7 @@ use crate::environment::{Environment, Printed, VARIABLES};
 use crate::inventory::InventoryError;
 use crate::model::Model;
 use crate::settings::Settings;
-use crate::vpc_cni;
+use crate::{cni, vpc_cni};
 
 const HELP: &str = "\
 Exit codes:
@@ -89,6 +89,8 @@ struct RunArgs {
     /// Where to write what is in force and what was found, as JSON, whenever it changes
     #[arg(long, value_name = "FILE")]
     status: Option<PathBuf>,
+    #[command(flatten)]
+    cni: cni::CniArgs,
     #[command(flatten)]
     presence: vpc_cni::PresenceArgs,
     /// End once the daemon has taken, or refused, everything
@@ -241,7 +243,17 @@ fn run(args: RunArgs) -> anyhow::Result<()> {
     let touched = sender.clone();
     // Before the first look, so that nothing falls in between.
     let _watcher = Watcher::start(&places.manifests, move |t| touched.send(Event::Touched(t)).is_ok())?;
-    Agent::new(places, inventory, settings, (sender, events), args.once).run()?;
+    let cni = args.cni.open(&settings.environment, &inventory)?;
+    let mut agent = Agent::new(places, inventory, settings, (sender.clone(), events), args.once);
+    let mut answering = None;
+    if let Some(mut cni) = cni {
+        agent.restore(std::mem::take(&mut cni.restored));
+        let (started, ready) = cni.answer(sender)?;
+        agent.on_ready(ready);
+        answering = Some(started);
+    }
+    agent.run()?;
+    drop(answering);
     Ok(())
 }
 

@@ -2,7 +2,8 @@
 //! the cluster around it.
 //!
 //! The file is a state as the daemon takes it (`docs/state.md`) without policy and services, and a `[cluster]` table. A
-//! `[[pod]]` is a place: with `namespace` and `name` it is kept for that pod, without them any pod may take it.
+//! `[[pod]]` is a place: with `namespace` and `name` it is kept for that pod, without them any pod may take it. An ENI's
+//! `pod_addresses` go to pods that a container runtime adds.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -23,8 +24,19 @@ pub struct Inventory {
     pub state: State,
     /// The places for pods.
     pub places: Vec<Pod>,
+    /// Addresses for pods that a container runtime adds, by the ENI that has them.
+    pub addresses: BTreeMap<String, PodAddresses>,
     /// The cluster around the node.
     pub cluster: Cluster,
+}
+
+/// An ENI's addresses for pods, as EC2 gives them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PodAddresses {
+    /// Secondary addresses.
+    pub addresses: Vec<Ipv4Addr>,
+    /// Delegated prefixes, /28.
+    pub prefixes: Vec<Ipv4Net>,
 }
 
 /// The cluster around the node.
@@ -144,6 +156,7 @@ impl Inventory {
                 .map_err(|e: toml::de::Error| StateError::Syntax(format!("[cluster]: {}", e.message())))?,
             None => Cluster::default(),
         };
+        let addresses = pod_addresses(&mut table)?;
         for pod in table.get_mut("pod").and_then(toml::Value::as_array_mut).into_iter().flatten() {
             if let Some(pod) = pod.as_table_mut() {
                 for key in ["namespace", "name"] {
@@ -168,12 +181,14 @@ impl Inventory {
             other => other?,
         }
         check(&state, &cluster, &mut findings);
+        check_addresses(&state, &addresses, &mut findings);
         if !findings.is_empty() {
             return Err(StateError::Invalid(findings));
         }
         let places = std::mem::take(&mut state.pods);
         state.services = Services::default();
-        Ok(Self { state, places, cluster })
+        let addresses = addresses.into_iter().map(|(eni, list)| (eni, of_list(&list))).collect();
+        Ok(Self { state, places, addresses, cluster })
     }
 
     /// Where pods and services go.
@@ -258,6 +273,57 @@ fn check(state: &State, cluster: &Cluster, findings: &mut Vec<Invalid>) {
         }
         if let Some(pod) = state.pods.iter().find(|pod| cidr.contains(&pod.ip)) {
             findings.push(invalid(field(), cidr, format!("holds {}, a pod's address on this node", pod.ip)));
+        }
+    }
+}
+
+/// Takes `pod_addresses` out of every ENI's table.
+fn pod_addresses(table: &mut toml::Table) -> Result<BTreeMap<String, Vec<Ipv4Net>>, StateError> {
+    let mut all = BTreeMap::new();
+    for eni in table.get_mut("eni").and_then(toml::Value::as_array_mut).into_iter().flatten() {
+        let Some(eni) = eni.as_table_mut() else { continue };
+        let Some(value) = eni.remove("pod_addresses") else { continue };
+        let name = eni.get("name").and_then(toml::Value::as_str).unwrap_or_default().to_owned();
+        let wrong = |text: &str| {
+            StateError::Syntax(format!(
+                "eni {name}: pod_addresses: `{text}` is neither an address nor a prefix: as in \
+                 [\"10.0.9.20\", \"10.0.9.64/28\"]"
+            ))
+        };
+        let list = value.as_array().ok_or_else(|| wrong(&value.to_string()))?;
+        let parse = |item: &toml::Value| {
+            let text = item.as_str().ok_or_else(|| wrong(&item.to_string()))?;
+            let address = text.parse::<Ipv4Addr>().map(Ipv4Net::from);
+            address.or_else(|_| text.parse::<Ipv4Net>()).map_err(|_| wrong(text))
+        };
+        all.insert(name.clone(), list.iter().map(parse).collect::<Result<_, _>>()?);
+    }
+    Ok(all)
+}
+
+fn of_list(list: &[Ipv4Net]) -> PodAddresses {
+    let (singles, prefixes): (Vec<Ipv4Net>, Vec<Ipv4Net>) =
+        list.iter().partition(|net| net.prefix_len() == 32);
+    PodAddresses { addresses: singles.iter().map(Ipv4Net::addr).collect(), prefixes }
+}
+
+fn check_addresses(state: &State, addresses: &BTreeMap<String, Vec<Ipv4Net>>, findings: &mut Vec<Invalid>) {
+    let mut seen: Vec<Ipv4Net> = state.pods.iter().map(|pod| pod.ip.into()).collect();
+    seen.extend(state.enis.iter().map(|eni| Ipv4Net::from(eni.address)));
+    for (eni, list) in addresses {
+        for net in list {
+            let field = format!("eni {eni}.pod_addresses");
+            if !matches!(net.prefix_len(), 28 | 32) {
+                let reason = "is no prefix that EC2 delegates: a /28, or single addresses";
+                findings.push(invalid(field, net, reason));
+            } else if net.addr() != net.network() {
+                findings.push(invalid(field, net, format!("has host bits set: write {}", net.trunc())));
+            } else if let Some(other) = seen.iter().find(|other| overlap(other, net)) {
+                let reason = format!("overlaps {other}, which an ENI, a [[pod]] or another entry has");
+                findings.push(invalid(field, net, reason));
+            } else {
+                seen.push(*net);
+            }
         }
     }
 }

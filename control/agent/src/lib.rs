@@ -12,6 +12,7 @@
 mod agent;
 mod allocations;
 pub mod cli;
+pub mod cni;
 mod daemon;
 pub mod environment;
 mod inventory;
@@ -19,7 +20,7 @@ mod model;
 mod settings;
 pub mod vpc_cni;
 
-pub use agent::{Agent, Event};
+pub use agent::{Agent, Attached, Event};
 pub use inventory::{Cluster, Inventory, InventoryError, OtherNode};
 pub use model::Model;
 pub use settings::{Mode, Settings};

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::path::Path;
 
-use sluice_kube::manifests::{Allocations, Batch, Directory, Finding, Severity, Touched};
+use sluice_kube::manifests::{Allocations, Batch, Directory, Finding, Severity, Slot, Touched};
 use sluice_policy::{Change, Kind, Object, ObjectId, World};
 use sluice_state::{Op, Pod, PortRange, SnatPorts, State};
 
@@ -17,6 +17,8 @@ pub struct Model {
     inventory: Inventory,
     directory: Directory,
     world: World,
+    /// The pods that a container runtime has added.
+    attached: BTreeMap<Ipv4Addr, Pod>,
     /// The pods that have a path.
     paths: BTreeMap<Ipv4Addr, Pod>,
     /// Ports of the node that lead to its pods.
@@ -50,6 +52,7 @@ impl Model {
             snat_ports: inventory.state.snat_ports.clone(),
             inventory,
             world,
+            attached: BTreeMap::new(),
             paths: BTreeMap::new(),
             host_ports: BTreeMap::new(),
             refused: BTreeMap::new(),
@@ -68,10 +71,47 @@ impl Model {
         self.take(batch)
     }
 
+    /// A container runtime has added a pod: it has its path as soon as the objects know it, in what this gives or later.
+    pub fn attach(&mut self, pod: Pod) -> Vec<Op> {
+        let (ip, owner) = (pod.ip, (pod.namespace.clone(), pod.name.clone()));
+        let known = self.attached.insert(ip, pod).is_some();
+        let mut batch = Batch::default();
+        if known {
+            batch = self.directory.close(ip);
+        }
+        let opened = self.directory.open(Slot { ip, pod: Some(owner) });
+        batch.changes.extend(opened.changes);
+        self.follow(batch)
+    }
+
+    /// A pod that a container runtime had added is gone.
+    pub fn detach(&mut self, ip: Ipv4Addr) -> Vec<Op> {
+        if self.attached.remove(&ip).is_none() {
+            return Vec::new();
+        }
+        let batch = self.directory.close(ip);
+        self.follow(batch)
+    }
+
+    /// The pods that a container runtime has added.
+    pub fn attached(&self) -> impl Iterator<Item = &Pod> {
+        self.attached.values()
+    }
+
+    /// The pod that has its path with this address.
+    #[must_use]
+    pub fn path(&self, ip: Ipv4Addr) -> Option<&Pod> {
+        self.paths.get(&ip)
+    }
+
     fn take(&mut self, batch: Batch) -> Vec<Op> {
         if batch.changes.is_empty() {
             return Vec::new();
         }
+        self.follow(batch)
+    }
+
+    fn follow(&mut self, batch: Batch) -> Vec<Op> {
         let mut ports_touched = false;
         for change in batch.changes {
             ports_touched |= self.note_host_ports(&change);
@@ -109,7 +149,7 @@ impl Model {
     /// The places that pods have.
     fn wanted_paths(&self) -> BTreeMap<Ipv4Addr, Pod> {
         let tenants = self.directory.tenants();
-        let places = self.inventory.places.iter().filter_map(|place| {
+        let places = self.inventory.places.iter().chain(self.attached.values()).filter_map(|place| {
             let (namespace, name) = tenants.get(&place.ip)?;
             let pod = Pod { namespace: namespace.to_string(), name: name.to_string(), ..place.clone() };
             Some((place.ip, pod))

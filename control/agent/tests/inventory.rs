@@ -68,4 +68,16 @@ fn every_mistake_is_named_with_its_field() {
     refused(&GOOD.replace("interface = \"eni1\"", "interface = \"eni0\""), &["pod[1].interface"]);
     refused(&format!("{GOOD}[[policy.pod]]\nip = \"10.0.9.20\"\n"), &["come from the manifests"]);
     refused("version = [", &["does not parse"]);
+    let given = |list: &str| {
+        GOOD.replace("gateway = \"10.0.9.1\"", &format!("gateway = \"10.0.9.1\"\npod_addresses = {list}"))
+    };
+    refused(&given("[\"10.0.9.5\"]"), &["eni eth0.pod_addresses", "overlaps 10.0.9.5/32"]);
+    refused(&given("[\"10.0.9.16/28\"]"), &["eni eth0.pod_addresses", "overlaps 10.0.9.20/32"]);
+    refused(&given("[\"10.0.9.64/27\"]"), &["10.0.9.64/27", "a /28"]);
+    refused(&given("[\"10.0.9.70/28\"]"), &["host bits", "10.0.9.64/28"]);
+    refused(&given("[\"ten\"]"), &["eth0", "`ten`", "10.0.9.64/28"]);
+    refused(&given("7"), &["eth0", "`7`"]);
+    let inventory = Inventory::parse(&given("[\"10.0.9.30\", \"10.0.9.64/28\"]")).unwrap();
+    let addresses = &inventory.addresses["eth0"];
+    assert_eq!((addresses.addresses.len(), addresses.prefixes.len()), (1, 1));
 }

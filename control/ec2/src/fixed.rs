@@ -212,7 +212,7 @@ mod tests {
     use super::*;
     use crate::checkpoint::FileStorage;
     use crate::moment::{Clock, Moment};
-    use crate::pool::{AssignError, Parts, Pool};
+    use crate::pool::{Parts, Pool};
     use crate::store::{LeaseKey, Pod};
     use std::sync::atomic::{AtomicU64, Ordering};
     use std::time::Duration;

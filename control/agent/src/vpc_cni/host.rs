@@ -39,6 +39,8 @@ pub struct Link {
     pub ifindex: u32,
     /// The Ethernet address of the other end, where it is a veth whose other end can be asked.
     pub peer_mac: Option<Mac>,
+    /// Its MTU in bytes.
+    pub mtu: Option<u32>,
 }
 
 /// A rule that chooses a table by source, destination and mark, and by nothing else.
@@ -134,10 +136,11 @@ impl Host {
     }
 
     fn link(&mut self, message: &LinkMessage) {
-        let (mut name, mut peer, mut namespace, mut veth) = (None, None, None, false);
+        let (mut name, mut peer, mut namespace, mut mtu, mut veth) = (None, None, None, None, false);
         for attribute in &message.attributes {
             match attribute {
                 LinkAttribute::IfName(text) => name = Some(text.clone()),
+                LinkAttribute::Mtu(bytes) => mtu = Some(*bytes),
                 LinkAttribute::Link(index) => peer = Some(*index),
                 LinkAttribute::LinkNetNsId(id) => namespace = Some(*id),
                 LinkAttribute::LinkInfo(infos) => {
@@ -152,7 +155,7 @@ impl Host {
             _ => None,
         };
         let ifindex = message.header.index;
-        self.links.insert(ifindex, Link { name, ifindex, peer_mac });
+        self.links.insert(ifindex, Link { name, ifindex, peer_mac, mtu });
     }
 
     fn route(&mut self, message: &RouteMessage) {

@@ -17,7 +17,7 @@
 mod cli;
 mod host;
 mod ipam;
-mod names;
+pub(crate) mod names;
 mod netlink;
 mod plan;
 mod presence;

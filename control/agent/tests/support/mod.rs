@@ -35,6 +35,7 @@ pub(crate) fn policy(name: &str, subject: &str, from: &str) -> String {
     )
 }
 
+#[allow(dead_code, reason = "not every test has a service")]
 pub(crate) fn service(name: &str, selector: &str) -> String {
     format!(
         "apiVersion: v1\nkind: Service\nmetadata: {{namespace: n, name: {name}}}\n\
@@ -87,6 +88,16 @@ impl Daemon {
         self.state = self.state.apply(&generation).unwrap_or_else(|e| panic!("{e}: {generation:?}"));
         let accepted =
             PushReply::Accepted { generation: generation.number, warnings: vec![], without_path: vec![] };
+        write_message(&mut self.stream, &accepted).unwrap();
+        generation
+    }
+
+    /// The next generation; it is applied and accepted, but this pod has no path.
+    pub(crate) fn take_without_path(&mut self, ip: std::net::Ipv4Addr) -> Generation {
+        let generation = self.read();
+        self.state = self.state.apply(&generation).unwrap_or_else(|e| panic!("{e}: {generation:?}"));
+        let number = generation.number;
+        let accepted = PushReply::Accepted { generation: number, warnings: vec![], without_path: vec![ip] };
         write_message(&mut self.stream, &accepted).unwrap();
         generation
     }

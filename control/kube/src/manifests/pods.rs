@@ -59,6 +59,8 @@ pub(super) struct PodSet {
     /// Pods that wait for an address.
     waiting: BTreeSet<PodId>,
     slots: Option<Vec<Slot>>,
+    /// How many of them were there from the beginning.
+    written: usize,
     tenants: Vec<Option<PodId>>,
     remembered: BTreeMap<String, Ipv4Addr>,
 }
@@ -80,6 +82,7 @@ impl PodSet {
             blocked: BTreeSet::new(),
             waiting: BTreeSet::new(),
             tenants: vec![None; slots.as_ref().map_or(0, Vec::len)],
+            written: slots.as_ref().map_or(0, Vec::len),
             slots,
             remembered: allocations.pods.clone(),
         }
@@ -364,15 +367,15 @@ impl PodSet {
                 .find(|(i, slot)| slot.pod.is_none() && free(*i) && (spare || !theirs.contains(&slot.ip)))
         };
         let found = own.or_else(had).or_else(|| any(false)).or_else(|| any(true));
-        found.map(|(i, slot)| (i, slot.ip)).ok_or_else(|| {
-            match slots.iter().filter(|slot| !slot.is_closed()).count() {
-                0 => "waits: this node has no place for pods: add a [[pod]] to the inventory, or let a container \
+        found.map(|(i, slot)| (i, slot.ip)).ok_or_else(|| match self.written {
+            0 => {
+                "waits: this node has no place for pods: add a [[pod]] to the inventory, or let a container \
                       runtime add the pod (CNI)"
-                    .to_owned(),
-                total => format!(
-                    "waits: none of this node's {total} places for pods is free; add a [[pod]] to the inventory"
-                ),
+                    .to_owned()
             }
+            total => format!(
+                "waits: none of this node's {total} places for pods is free; add a [[pod]] to the inventory"
+            ),
         })
     }
 

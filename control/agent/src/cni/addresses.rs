@@ -1,0 +1,168 @@
+//! Addresses for pods, whatever they come from: the pool, on a runtime of its own.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use sluice_ec2::checkpoint::FileStorage;
+use sluice_ec2::cloud::{Cloud, EniId, IdError, Metadata};
+use sluice_ec2::fixed::{Fixed, FixedInterface};
+use sluice_ec2::moment::Clock;
+use sluice_ec2::pool::{AssignError, Parts, Pool};
+use sluice_ec2::settings::Settings;
+use sluice_ec2::store::{Assigned, Eni, Lease, LeaseKey, Pod};
+use sluice_ec2::variables::Refused;
+use tokio::runtime::Runtime;
+
+use crate::inventory::Inventory;
+
+/// Where a boot has its name.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// Why there are no addresses.
+#[derive(Debug, thiserror::Error)]
+pub enum AddressesError {
+    /// A variable that concerns addresses.
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    /// The checkpoint.
+    #[error("leases cannot be kept in {}: {source}", path.display())]
+    Checkpoint {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// The system.
+    #[error("{what}: {source}")]
+    System {
+        /// What failed.
+        what: &'static str,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// Something that is no id.
+    #[error(transparent)]
+    Id(#[from] IdError),
+}
+
+/// Addresses for pods: one that is leased is nobody else's, over restarts too. Calls block.
+pub trait Addresses: Send + Sync {
+    /// An address for an attachment; the same one when asked again. Waits up to `patience` while there is none.
+    ///
+    /// # Errors
+    /// There is none, or the lease cannot be written down.
+    fn assign(&self, key: LeaseKey, pod: Pod, patience: Duration) -> Result<Assigned, AssignError>;
+
+    /// Ends a lease; its address cools down.
+    ///
+    /// # Errors
+    /// It cannot be written down: the lease goes on.
+    fn release(&self, key: &LeaseKey) -> io::Result<Option<Lease>>;
+
+    /// Every lease.
+    fn leases(&self) -> Vec<Lease>;
+
+    /// The name of the link of the ENI that carries a lease's address.
+    fn link(&self, lease: &Lease) -> Option<String>;
+}
+
+/// Tells the name of an ENI's link on this node, if it has one.
+type Links = dyn Fn(&Eni) -> Option<String> + Send + Sync;
+
+/// The pool, and the threads that its background work runs on.
+pub struct Pooled<C, M> {
+    pool: Arc<Pool<C, M>>,
+    runtime: Runtime,
+    links: Box<Links>,
+}
+
+impl<C: Cloud, M: Metadata> Pooled<C, M> {
+    /// Runs a pool. `links` tells the name of an ENI's link on this node.
+    ///
+    /// # Errors
+    /// No threads can be had.
+    pub fn start(
+        pool: Pool<C, M>,
+        links: impl Fn(&Eni) -> Option<String> + Send + Sync + 'static,
+    ) -> Result<Self, AddressesError> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name("sluice-pool")
+            .enable_all()
+            .build()
+            .map_err(|source| AddressesError::System { what: "threads for the pool", source })?;
+        let pool = Arc::new(pool);
+        let background = Arc::clone(&pool);
+        // What is written down is known before the first ADD.
+        runtime.block_on(pool.step());
+        runtime.spawn(async move { background.run().await });
+        Ok(Self { pool, runtime, links: Box::new(links) })
+    }
+}
+
+impl<C: Cloud, M: Metadata> Addresses for Pooled<C, M> {
+    fn assign(&self, key: LeaseKey, pod: Pod, patience: Duration) -> Result<Assigned, AssignError> {
+        self.runtime.handle().block_on(self.pool.assign(key, pod, patience))
+    }
+
+    fn release(&self, key: &LeaseKey) -> io::Result<Option<Lease>> {
+        self.pool.release(key)
+    }
+
+    fn leases(&self) -> Vec<Lease> {
+        self.pool.leases()
+    }
+
+    fn link(&self, lease: &Lease) -> Option<String> {
+        let enis = self.pool.enis();
+        enis.iter().find(|eni| eni.id == lease.eni).and_then(|eni| (self.links)(eni))
+    }
+}
+
+impl<C, M> Drop for Pooled<C, M> {
+    fn drop(&mut self) {
+        tracing::debug!("the pool ends");
+    }
+}
+
+/// The addresses that an inventory has for pods.
+pub(super) fn of_inventory(
+    inventory: &Inventory,
+    settings: Settings,
+    checkpoint: &Path,
+    live: &[Lease],
+) -> Result<Pooled<Fixed, Fixed>, AddressesError> {
+    let mut links: BTreeMap<EniId, String> = BTreeMap::new();
+    let mut interfaces = Vec::new();
+    for eni in &inventory.state.enis {
+        let given = inventory.addresses.get(&eni.name).cloned().unwrap_or_default();
+        let interface = FixedInterface {
+            primary: eni.address,
+            is_first: eni.primary,
+            subnet: eni.subnet,
+            addresses: given.addresses,
+            prefixes: given.prefixes,
+        };
+        links.insert(interface.id()?, eni.name.clone());
+        interfaces.push(interface);
+    }
+    let fixed = Fixed::new(&interfaces)?;
+    let boot = std::fs::read_to_string(BOOT_ID)
+        .map_err(|source| AddressesError::System { what: BOOT_ID, source })?;
+    let seed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().subsec_nanos();
+    let parts = Parts {
+        identity: Fixed::identity()?,
+        limits: Fixed::limits(),
+        settings: Fixed::settings(settings),
+        max_pods: u32::from(u16::MAX),
+        boot: boot.trim().to_owned(),
+        seed: u64::from(seed) ^ u64::from(std::process::id()) << 32,
+        storage: Arc::new(FileStorage::new(checkpoint)),
+    };
+    let (pool, _) = Pool::open(fixed.clone(), fixed, Clock::system(), parts, live)
+        .map_err(|source| AddressesError::Checkpoint { path: checkpoint.to_owned(), source })?;
+    Pooled::start(pool, move |eni| links.get(&eni.id).cloned())
+}

@@ -1,0 +1,173 @@
+//! What the CNI plugin asks of the agent: an address for a pod, and its path and policy in force before ADD returns.
+//!
+//! ```text
+//!  sluice-cni ──socket──► Server: a thread a connection
+//!                           │ Assign                     Attach                          Release
+//!                           ▼                              ▼                               ▼
+//!                        Desk ──lease──► Addresses   ──pod and veth──► Agent ──► sluiced
+//!                           │            (the pool, its checkpoint)     one generation for all that wait
+//!                           └──attachments──► Book (which veth an attachment has)
+//! ```
+//!
+//! Leases and attachments survive the agent: they are read back, held against the veths that are there, and what has
+//! lost its veth gives its address back ([`reclaim`]).
+
+mod addresses;
+mod book;
+mod conflist;
+mod desk;
+mod reclaim;
+mod server;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+use std::time::Duration;
+
+use clap::Args;
+use sluice_ec2::settings::Settings as PoolSettings;
+use sluice_state::Pod;
+
+pub use addresses::{Addresses, AddressesError, Pooled};
+use book::{Book, BookError};
+use conflist::Conflist;
+use desk::{Desk, Veth};
+
+use crate::agent::Event;
+use crate::environment::Environment;
+use crate::inventory::Inventory;
+use crate::vpc_cni::names::PREFIX;
+use crate::vpc_cni::{Host, HostError};
+
+/// Whether and how the plugin is answered.
+#[derive(Debug, Clone, Args)]
+pub struct CniArgs {
+    /// Answer the CNI plugin here; its directory also keeps leases and attachments, and is root's alone
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["once", "dry_run"])]
+    cni_socket: Option<PathBuf>,
+    /// Where the CNI configuration goes once the agent is ready for the first time, and stays
+    #[arg(long, value_name = "DIR", requires = "cni_socket")]
+    cni_conf_dir: Option<PathBuf>,
+    /// How long an ADD waits for a free address before the runtime is told to try again
+    #[arg(long, value_name = "SECONDS", default_value_t = 5, requires = "cni_socket")]
+    cni_wait: u64,
+}
+
+/// Why the plugin cannot be answered.
+#[derive(Debug, thiserror::Error)]
+pub enum CniError {
+    /// A file or a directory of ours.
+    #[error("{}: {source} (--cni-socket names the socket; its directory must be writable)", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// The socket's place is taken.
+    #[error("another agent answers at {}: one node has one agent", .0.display())]
+    Taken(PathBuf),
+    /// The addresses.
+    #[error(transparent)]
+    Addresses(#[from] AddressesError),
+    /// The node's kernel.
+    #[error(transparent)]
+    Host(#[from] HostError),
+}
+
+impl CniError {
+    fn file(path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::File { path, source }
+    }
+}
+
+/// The plugin's counterpart, before it answers.
+pub(crate) struct Cni {
+    socket: PathBuf,
+    desk: Arc<Desk>,
+    conflist: Option<Conflist>,
+    /// Pods that were attached before this agent began, and still are.
+    pub restored: Vec<Pod>,
+}
+
+/// The plugin's counterpart, answering. The socket goes with it.
+pub(crate) struct Answering {
+    _server: server::Server,
+    desk: Arc<Desk>,
+}
+
+impl CniArgs {
+    /// Reads back what is known of pods, and drops what is gone; nothing where no socket is asked for.
+    ///
+    /// # Errors
+    /// The socket is another agent's, or leases cannot be kept.
+    pub(crate) fn open(
+        &self,
+        environment: &Environment,
+        inventory: &Inventory,
+    ) -> Result<Option<Cni>, CniError> {
+        let Some(socket) = &self.cni_socket else { return Ok(None) };
+        let directory = socket.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        server::make_directory(directory).map_err(CniError::file(directory))?;
+        // Before anything is read: two agents with one set of leases would give an address out twice.
+        server::take(socket)?;
+        let prefix = environment.veth_prefix.clone().unwrap_or_else(|| PREFIX.to_owned());
+        let book = Book::open(directory.join("attachments.json")).unwrap_or_else(|error| {
+            let BookError { book, why } = error;
+            tracing::error!("{why}");
+            book
+        });
+        let host = Host::read()?;
+        let live = reclaim::live(&book, &host);
+        let settings = PoolSettings::from_env().map_err(AddressesError::from)?;
+        let addresses = addresses::of_inventory(inventory, settings, &directory.join("leases.json"), &live)?;
+        let mtu =
+            environment.pod_mtu.or(environment.eni_mtu).map_or_else(|| mtu_of(inventory, &host), u32::from);
+        let veth = Veth { prefix, mtu };
+        let desk = Desk::new(Box::new(addresses), book, veth, Duration::from_secs(self.cni_wait));
+        let restored = reclaim::settle(&desk, &host);
+        let conflist =
+            self.cni_conf_dir.clone().map(|directory| Conflist { directory, socket: socket.clone() });
+        Ok(Some(Cni { socket: socket.clone(), desk: Arc::new(desk), conflist, restored }))
+    }
+}
+
+/// The MTU of the node's primary ENI, which a pod's frames must fit.
+fn mtu_of(inventory: &Inventory, host: &Host) -> u32 {
+    let primary = inventory.state.primary_eni().and_then(|eni| host.named(&eni.name));
+    primary.and_then(|link| link.mtu).unwrap_or(1500)
+}
+
+impl Cni {
+    /// Begins to answer; `tell` reaches the agent's loop.
+    ///
+    /// # Errors
+    /// The socket cannot be made.
+    pub(crate) fn answer(self, tell: Sender<Event>) -> Result<(Answering, impl FnOnce() + Send), CniError> {
+        let Self { socket, desk, conflist, .. } = self;
+        desk.connect(tell);
+        let server = server::Server::start(&socket, Arc::clone(&desk))?;
+        let marker = socket.with_file_name("ready");
+        let ready = Arc::clone(&desk);
+        let on_ready = move || {
+            ready.ready();
+            if let Err(error) = std::fs::write(&marker, "") {
+                tracing::warn!(file = %marker.display(), %error, "cannot be written: a plugin without an agent will say that the node is not ready");
+            }
+            if let Some(conflist) = conflist
+                && let Err(error) = conflist.write()
+            {
+                tracing::error!(directory = %conflist.directory.display(), %error, "the CNI configuration cannot be written: kubelet will not use Sluice; --cni-conf-dir names its place");
+            }
+        };
+        Ok((Answering { _server: server, desk }, on_ready))
+    }
+}
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        self.desk.disconnect();
+    }
+}
