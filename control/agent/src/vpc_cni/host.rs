@@ -11,9 +11,8 @@ use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use serde::{Deserialize, Serialize};
+use sluice_netlink::Netlink;
 use sluice_state::Mac;
-
-use super::netlink::Netlink;
 
 /// The main table, `RT_TABLE_MAIN`.
 pub(crate) const MAIN: u32 = 254;
@@ -254,7 +253,7 @@ fn message_of(rule: Rule) -> RuleMessage {
 /// Removes a rule, unless it was gone already.
 pub(crate) fn remove_rule(rule: Rule) -> Result<(), HostError> {
     let netlink = Netlink::open().map_err(failed("opening a socket"))?;
-    match netlink.delete(RouteNetlinkMessage::DelRule(message_of(rule))) {
+    match netlink.change(RouteNetlinkMessage::DelRule(message_of(rule))) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         done => done.map_err(failed(format!("removing the rule `{rule}`"))),
     }

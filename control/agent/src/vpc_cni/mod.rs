@@ -18,7 +18,6 @@ mod cli;
 mod host;
 mod ipam;
 pub(crate) mod names;
-mod netlink;
 mod plan;
 mod presence;
 mod record;

@@ -1,10 +1,15 @@
-//! One rtnetlink conversation at a time: dumps, single questions, changes of rules.
+//! One rtnetlink conversation at a time: dumps, single questions, changes.
+//!
+//! The agent, the CNI plugin and whoever else asks the kernel of links, routes and rules need the same four things: a
+//! dump that is whole, a question with one answer, something made that must not be there yet, something removed. What
+//! waits for notifications is another matter and not here.
+#![forbid(unsafe_code)]
 
 use std::io;
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage,
-    NetlinkPayload,
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkHeader,
+    NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::protocols::NETLINK_ROUTE;
@@ -15,18 +20,26 @@ const ATTEMPTS: u32 = 5;
 /// `NLM_F_DUMP_INTR` of `linux/netlink.h`: what is dumped has changed meanwhile.
 const INTERRUPTED: u16 = 0x10;
 
-/// A socket of this thread's network namespace.
-pub(super) struct Netlink(Socket);
+/// A socket of the network namespace that the thread was in that opened it, whichever uses it.
+#[derive(Debug)]
+pub struct Netlink(Socket);
 
 impl Netlink {
-    pub(super) fn open() -> io::Result<Self> {
+    /// Opens it.
+    ///
+    /// # Errors
+    /// The system gives no socket.
+    pub fn open() -> io::Result<Self> {
         let mut socket = Socket::new(NETLINK_ROUTE)?;
         socket.bind_auto()?;
         Ok(Self(socket))
     }
 
     /// Everything of a kind. What changes under a dump makes it worth nothing: then it is asked for again.
-    pub(super) fn dump(&self, question: &RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
+    ///
+    /// # Errors
+    /// The kernel refuses, or what is dumped changes all the time.
+    pub fn dump(&self, question: &RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
         for _ in 0..ATTEMPTS {
             self.send(question.clone(), NLM_F_REQUEST | NLM_F_DUMP)?;
             if let Some(found) = self.answers()? {
@@ -37,19 +50,37 @@ impl Netlink {
     }
 
     /// One question, one answer.
-    pub(super) fn ask(&self, question: RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
+    ///
+    /// # Errors
+    /// The kernel's: `NotFound` where there is no such thing, for links `ENODEV`.
+    pub fn ask(&self, question: RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
         self.send(question, NLM_F_REQUEST | NLM_F_ACK)?;
         Ok(self.answers()?.unwrap_or_default())
     }
 
     /// Makes something that must not be there yet.
-    pub(super) fn create(&self, what: RouteNetlinkMessage) -> io::Result<()> {
+    ///
+    /// # Errors
+    /// The kernel's; `AlreadyExists` where it is there.
+    pub fn create(&self, what: RouteNetlinkMessage) -> io::Result<()> {
         self.send(what, NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL)?;
         self.answers().map(drop)
     }
 
-    /// Removes something.
-    pub(super) fn delete(&self, what: RouteNetlinkMessage) -> io::Result<()> {
+    /// Makes something, or makes it as it must be where it is there already.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn replace(&self, what: RouteNetlinkMessage) -> io::Result<()> {
+        self.send(what, NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE)?;
+        self.answers().map(drop)
+    }
+
+    /// Changes or removes something that is there.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn change(&self, what: RouteNetlinkMessage) -> io::Result<()> {
         self.send(what, NLM_F_REQUEST | NLM_F_ACK)?;
         self.answers().map(drop)
     }
@@ -84,8 +115,7 @@ impl Netlink {
                         return Ok(whole.then_some(found));
                     }
                     Ok(NetlinkPayload::InnerMessage(message)) => found.push(message),
-                    Ok(_) => {}
-                    Err(error) => tracing::debug!(%error, "a netlink message is skipped"),
+                    Ok(_) | Err(_) => {}
                 }
                 rest = &rest[rest.len().min(length.next_multiple_of(4))..];
             }
