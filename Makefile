@@ -43,7 +43,7 @@ loom: deps
 
 ## make build       release binaries
 build: deps
-	$(CARGO) build --release -p sluice -p sluiced -p sluice-agent -p sluice-star
+	$(CARGO) build --release -p sluice -p sluiced -p sluice-agent -p sluice-cni -p sluice-star
 
 ## make bench       forwarding harness against kernel peers (90 s); see bench/README.md
 bench: build deps-run

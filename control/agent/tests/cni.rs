@@ -317,7 +317,7 @@ fn the_configuration_comes_with_the_first_ready_and_outlives_the_agent() {
     let agent = bed.start();
     let (kind, _) = refusal(bed.plugin().ask(&Request::Status));
     assert_eq!(kind, Refusal::NotReady);
-    let conflist = bed.path("net.d/10-sluice.conflist");
+    let conflist = bed.path("net.d/05-sluice.conflist");
     assert!(!conflist.exists() && !bed.path("cni/ready").exists());
     let mut daemon = bed.accept();
     daemon.take();

@@ -3,6 +3,7 @@
 //!
 //! Everything panics with a message: this is support for tests, and a lab that cannot be had is a failed test.
 
+pub mod cni;
 mod frames;
 mod netns;
 mod push;
@@ -355,7 +356,7 @@ pub fn program(name: &str) -> PathBuf {
     let found = own.ancestors().skip(1).take(2).map(|dir| dir.join(name)).find(|file| file.is_file());
     found.unwrap_or_else(|| {
         let release = if own.components().any(|c| c.as_os_str() == "release") { " --release" } else { "" };
-        panic!("`{name}` is not built beside {}: cargo build{release} -p sluice -p sluiced -p sluice-agent -p sluice-star", own.display())
+        panic!("`{name}` is not built beside {}: cargo build{release} -p sluice -p sluiced -p sluice-agent -p sluice-cni -p sluice-star", own.display())
     })
 }
 

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use serde_json::json;
 
 /// The file's name; runtimes take the first in the order of names.
-const NAME: &str = "10-sluice.conflist";
+const NAME: &str = "05-sluice.conflist";
 
 /// The network's name, which leases are keyed by.
 const NETWORK: &str = "sluice";

@@ -90,6 +90,8 @@ impl Environment {
             backing_store: reader.file("AWS_VPC_K8S_CNI_BACKING_STORE"),
             notes: Vec::new(),
         };
+        // The pool reads it by itself; here it is refused together with all the others that make no sense.
+        reader.variables.number("IP_COOLDOWN_PERIOD", 0..=86_400);
         if let (Some(eni), Some(pod)) = (found.eni_mtu, found.pod_mtu)
             && pod > eni
         {

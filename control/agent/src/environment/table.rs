@@ -49,8 +49,6 @@ impl Standing {
 pub enum Part {
     /// `control/ec2`: ENIs and addresses.
     Addresses,
-    /// `control/cni`: the plugin, and what it lays.
-    Plugin,
     /// `control/kube`: watches of an API server.
     Watches,
     /// The agent's own endpoints.
@@ -61,7 +59,6 @@ impl fmt::Display for Part {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Addresses => "the pool of addresses (control/ec2)",
-            Self::Plugin => "the CNI plugin (control/cni)",
             Self::Watches => "the watches (control/kube)",
             Self::Introspection => "introspection (control/agent)",
         })
@@ -72,7 +69,7 @@ const fn row(name: &'static str, default: &'static str, standing: Standing, does
     Variable { name, default, standing, does }
 }
 
-use Part::{Addresses, Introspection, Plugin, Watches};
+use Part::{Addresses, Introspection, Watches};
 use Standing::{Awaited, Honoured, Ignored, Refused};
 
 /// Every variable.
@@ -107,8 +104,18 @@ pub const VARIABLES: &[Variable] = &[
         Awaited(Addresses),
         "The node label that names the ENIConfig.",
     ),
-    row("HOST_CNI_BIN_PATH", "/host/opt/cni/bin", Awaited(Plugin), "Where the plugin is put."),
-    row("HOST_CNI_CONFDIR_PATH", "/host/etc/cni/net.d", Awaited(Plugin), "Where the conflist is put."),
+    row(
+        "HOST_CNI_BIN_PATH",
+        "/host/opt/cni/bin",
+        Ignored,
+        "The chart's `cni.binDir` says where the plugin is put.",
+    ),
+    row(
+        "HOST_CNI_CONFDIR_PATH",
+        "/host/etc/cni/net.d",
+        Ignored,
+        "The chart's `cni.confDir`, and --cni-conf-dir, say where the conflist is put.",
+    ),
     row(
         "AWS_VPC_ENI_MTU",
         "9001",
@@ -117,9 +124,9 @@ pub const VARIABLES: &[Variable] = &[
     ),
     row(
         "POD_MTU",
-        "AWS_VPC_ENI_MTU",
-        Awaited(Plugin),
-        "MTU of pods' interfaces, 576 bytes to the ENIs' MTU. The value is checked already.",
+        "AWS_VPC_ENI_MTU, then the primary ENI's",
+        Honoured,
+        "MTU of pods' interfaces that the CNI plugin lays, 576 bytes to the ENIs' MTU.",
     ),
     row(
         "AWS_VPC_K8S_CNI_EXTERNALSNAT",
@@ -156,8 +163,8 @@ pub const VARIABLES: &[Variable] = &[
     row(
         "AWS_VPC_K8S_CNI_VETHPREFIX",
         "eni",
-        Awaited(Plugin),
-        "How names of pods' interfaces on the node begin, up to 4 characters. The value is checked already.",
+        Honoured,
+        "How names of pods' interfaces on the node begin, up to 4 characters.",
     ),
     row("WARM_ENI_TARGET", "1", Awaited(Addresses), "Spare ENIs."),
     row("WARM_IP_TARGET", "-", Awaited(Addresses), "Spare addresses."),
@@ -165,7 +172,12 @@ pub const VARIABLES: &[Variable] = &[
     row("WARM_PREFIX_TARGET", "1", Awaited(Addresses), "Spare /28, with prefix delegation."),
     row("MAX_ENI", "-", Awaited(Addresses), "ENIs at most, beside the instance type's limit."),
     row("ENABLE_PREFIX_DELEGATION", "false", Awaited(Addresses), "Whether addresses come as /28."),
-    row("IP_COOLDOWN_PERIOD", "30", Awaited(Addresses), "Seconds before a freed address is given out again."),
+    row(
+        "IP_COOLDOWN_PERIOD",
+        "30",
+        Honoured,
+        "Seconds before a freed address is given out again, 0 to 86400.",
+    ),
     row(
         "ENABLE_SUBNET_DISCOVERY",
         "true",

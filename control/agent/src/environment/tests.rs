@@ -50,7 +50,7 @@ fn what_is_set_goes_over_the_inventory() {
     assert_eq!(environment.veth_prefix.as_deref(), Some("veth"));
     let said = environment.notes.join("\n");
     assert!(
-        said.contains("2001:db8::/32") && said.contains("POD_MTU=1480 is not read by this agent"),
+        said.contains("2001:db8::/32") && said.contains("AWS_VPC_ENI_MTU=1500 is not read by this agent"),
         "{said}"
     );
 }

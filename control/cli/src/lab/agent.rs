@@ -33,6 +33,9 @@ pub(crate) fn start(plan: &Topology, options: &Options, paths: &Paths, manifests
     let file = std::fs::File::create(&log).with_context(|| format!("cannot create {}", log.display()))?;
     let mut command = command(options, paths, manifests)?;
     command.arg("--state-socket").arg(paths.run().join("state.sock"));
+    if options.spare_addresses > 0 {
+        command.arg("--cni-socket").arg(paths.cni_socket()).arg("--cni-conf-dir").arg(paths.net_d());
+    }
     let child = Netns::open(&plan.node)?.within(|| spawn(&mut command, file))?;
     Process::new("agent", child.id()).with_context(|| format!("sluice-agent is gone:\n{}", tail(&log)))
 }
@@ -83,6 +86,15 @@ fn text(plan: &Topology, options: &Options) -> Result<String> {
             pod.remove("name");
         }
     }
+    for eni in table.get_mut("eni").and_then(toml::Value::as_array_mut).into_iter().flatten() {
+        let Some(eni) = eni.as_table_mut() else { continue };
+        let planned = plan.enis.iter().find(|planned| eni["name"].as_str() == Some(&planned.name));
+        let spare: Vec<_> = planned.into_iter().flat_map(|planned| &planned.spare).collect();
+        if !spare.is_empty() {
+            let spare: Vec<_> = spare.into_iter().map(ToString::to_string).collect();
+            eni.insert("pod_addresses".into(), spare.into());
+        }
+    }
     let mut cluster = toml::Table::new();
     cluster.insert("service_cidrs".into(), vec![SERVICE_CIDR.to_string()].into());
     table.insert("cluster".into(), cluster.into());
@@ -114,5 +126,10 @@ mod tests {
         }
         assert_eq!(inventory["cluster"]["service_cidrs"][0].as_str(), Some("10.100.0.0/16"));
         assert!(!inventory.contains_key("policy") && !inventory.contains_key("services"));
+        assert!(inventory["eni"][0].get("pod_addresses").is_none());
+        let Line { options } = Line::parse_from(["lab", "--pods", "0", "--spare-addresses", "3"]);
+        let plan = Topology::plan("lab", &options);
+        let inventory: toml::Table = toml::from_str(&text(&plan, &options).unwrap()).unwrap();
+        assert_eq!(inventory["eni"][1]["pod_addresses"].as_array().unwrap().len(), 3);
     }
 }

@@ -50,9 +50,14 @@ pub struct Options {
     /// What forwards the pods' packets
     #[arg(long, value_enum, default_value_t = Dataplane::Sluice)]
     pub dataplane: Dataplane,
-    /// Number of pods (1 to 250): pod-a and pod-b on eni0, pod-c and pod-d on eni1, further ones in turn
-    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=250))]
+    /// Number of pods (0 to 250): pod-a and pod-b on eni0, pod-c and pod-d on eni1, further ones in turn
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(0..=250))]
     pub pods: u16,
+    /// Further addresses of each ENI (0 to 200), for pods that a CNI plugin adds: the agent of --manifests then answers
+    /// `sluice-cni` at DIRECTORY/cni/agent.sock and writes its configuration to DIRECTORY/net.d
+    #[arg(long, default_value_t = 0, value_name = "NUMBER", value_parser = clap::value_parser!(u16).range(0..=200))]
+    #[serde(default)]
+    pub spare_addresses: u16,
     /// Number of ENIs (1 to 8), eni0 is the primary one
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=8))]
     pub enis: u16,

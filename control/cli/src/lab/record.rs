@@ -51,6 +51,16 @@ impl Paths {
         self.dir().join("run")
     }
 
+    /// Where the agent answers the CNI plugin.
+    pub(crate) fn cni_socket(&self) -> PathBuf {
+        self.dir().join("cni/agent.sock")
+    }
+
+    /// Where the agent puts the CNI configuration.
+    pub(crate) fn net_d(&self) -> PathBuf {
+        self.dir().join("net.d")
+    }
+
     /// The lab's bpffs.
     pub(crate) fn bpf(&self) -> PathBuf {
         self.dir().join("bpf")

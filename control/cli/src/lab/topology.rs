@@ -60,6 +60,9 @@ pub struct EniLink {
     pub mac: Mac,
     /// MAC of the fabric's end.
     pub gateway_mac: Mac,
+    /// Addresses that it owns for pods that a CNI plugin adds.
+    #[serde(default)]
+    pub spare: Vec<Ipv4Addr>,
     /// Routing table of this ENI in the node (VPC CNI: device number + 1); 254 is `main`.
     pub table: u32,
 }
@@ -108,7 +111,7 @@ impl Topology {
     /// The plan that the options ask for.
     #[must_use]
     pub fn plan(name: &str, options: &Options) -> Self {
-        let enis = (0..options.enis).map(eni).collect::<Vec<_>>();
+        let enis = (0..options.enis).map(|i| eni(i, options.spare_addresses)).collect::<Vec<_>>();
         let mut per_eni = vec![0_u8; enis.len()];
         let pods = (0..options.pods)
             .map(|i| {
@@ -143,11 +146,11 @@ impl Topology {
         self.namespaces().into_iter().find(|ns| *ns == member || *ns == full)
     }
 
-    /// The addresses that an ENI owns: its primary one and its pods'.
+    /// The addresses that an ENI owns: its primary one, its pods', and those that no pod has yet.
     #[must_use]
     pub fn owned(&self, eni: &EniLink) -> Vec<Ipv4Addr> {
         let pods = self.pods.iter().filter(|p| p.eni == eni.name).map(|p| p.address);
-        std::iter::once(eni.address).chain(pods).collect()
+        std::iter::once(eni.address).chain(pods).chain(eni.spare.iter().copied()).collect()
     }
 
     /// What the daemon of this node is told.
@@ -197,7 +200,7 @@ fn owner(pod: u16, enis: u16) -> u16 {
 }
 
 #[allow(clippy::cast_possible_truncation, reason = "clap bounds ENIs to 8")]
-fn eni(i: u16) -> EniLink {
+fn eni(i: u16, spare: u16) -> EniLink {
     let third = 9 + i as u8;
     EniLink {
         name: format!("eni{i}"),
@@ -207,6 +210,7 @@ fn eni(i: u16) -> EniLink {
         gateway: Ipv4Addr::new(10, 0, third, 1),
         mac: mac(0x0e, i),
         gateway_mac: mac(0x0f, i),
+        spare: (0..spare).map(|n| Ipv4Addr::new(10, 0, 201 + i as u8, 10 + n as u8)).collect(),
         table: if i == 0 { 254 } else { u32::from(i) + 1 },
     }
 }
@@ -320,8 +324,13 @@ mod tests {
     #[test]
     fn every_size_is_a_state_that_the_daemon_accepts() {
         for enis in 1..=8 {
-            for pods in [1_u16, 4, 26, 27, 250] {
-                let (plan, options) = plan(&["--enis", &enis.to_string(), "--pods", &pods.to_string()]);
+            for pods in [0_u16, 1, 4, 26, 27, 250] {
+                let line =
+                    ["--enis", &enis.to_string(), "--pods", &pods.to_string(), "--spare-addresses", "200"];
+                let (plan, options) = plan(&line);
+                let owned: Vec<_> = plan.enis.iter().flat_map(|eni| plan.owned(eni)).collect();
+                let once: std::collections::BTreeSet<_> = owned.iter().collect();
+                assert_eq!(once.len(), owned.len());
                 let state = plan.state(&options);
                 state.check().unwrap_or_else(|e| panic!("{pods} pods, {enis} ENIs: {e}"));
                 let text = toml::to_string(&state).unwrap();

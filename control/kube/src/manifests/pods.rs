@@ -96,6 +96,17 @@ impl PodSet {
     /// Makes a place; gives the pods that have changed.
     pub(super) fn open(&mut self, slot: Slot, nodes: &mut Nodes, problems: &mut Problems) -> Vec<Moved> {
         let slots = self.slots.get_or_insert_default();
+        // Whose place it is, moves into it.
+        if let Some((namespace, name)) = &slot.pod {
+            let id: PodId = (namespace.as_str().into(), name.as_str().into());
+            if let Some(placed) = self.pods.get_mut(&id)
+                && let Held::Slot(i) = placed.held
+            {
+                placed.held = Held::Nothing;
+                self.tenants[i] = None;
+                self.waiting.insert(id);
+            }
+        }
         match slots.iter().position(Slot::is_closed) {
             Some(i) => slots[i] = slot,
             None => {

@@ -91,6 +91,15 @@ fn places_come_and_go_and_their_pods_and_endpoints_with_them() {
         (bed.pod("a/t").ip, bed.slices("t").iter().map(|s| s.endpoints.len()).sum::<usize>()),
         (None, 0)
     );
+    // Who has a place already moves into the one that is his.
+    let batch = bed.directory.open(place(42, "p"));
+    bed.take(batch);
+    let last = |bed: &Bed, name: &str| bed.pod(name).ip.map(|ip| ip.octets()[3]);
+    assert_eq!((last(&bed, "a/p"), last(&bed, "a/s")), (Some(42), Some(11)));
+    let batch = bed.directory.close(Ipv4Addr::new(10, 0, 1, 42));
+    bed.take(batch);
+    bed.remove("x.yaml");
+    bed.write("x.yaml", &all);
     // The number of a place that is no more is used again; who lost a place takes a free one.
     let batch = bed.directory.open(place(41, "s"));
     bed.take(batch);
