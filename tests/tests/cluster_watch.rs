@@ -38,7 +38,7 @@ impl Follower {
     fn with(server: Server, watch_seconds: u32) -> Self {
         let (tell, news) = channel();
         let options = Options { server, endpoint: None, node: "node-0".into(), watch_seconds };
-        let cluster = Cluster::start(options, move |news| tell.send(news).is_ok()).unwrap();
+        let cluster = Cluster::start(&options, move |news| tell.send(news).is_ok()).unwrap();
         Self {
             cluster,
             news,
@@ -271,7 +271,7 @@ fn a_token_that_is_refused_and_a_role_that_grants_too_little_are_told_apart() {
         node: "n".into(),
         watch_seconds: 60,
     };
-    let error = Cluster::start(missing, |_| true).unwrap_err().to_string();
+    let error = Cluster::start(&missing, |_| true).unwrap_err().to_string();
     assert!(error.contains("none.yaml"), "{error}");
 }
 

@@ -11,6 +11,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
+use sluice_kube::cluster::News;
 use sluice_kube::manifests::{Finding, Severity, Touched};
 use sluice_state::push::PushReply;
 use sluice_state::{Invalid, Op, Pod};
@@ -29,6 +30,8 @@ const BACKOFF: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(5
 pub enum Event {
     /// Manifests have changed.
     Touched(Touched),
+    /// An API server has told something.
+    News(News),
     /// Read the inventory and the whole directory again.
     Rescan,
     /// End.
@@ -39,6 +42,8 @@ pub enum Event {
     Attach {
         /// The pod, with the veth that was laid for it.
         pod: Pod,
+        /// Its UID, empty where the runtime gave none.
+        uid: String,
         /// Where to tell.
         reply: SyncSender<Attached>,
     },
@@ -47,12 +52,24 @@ pub enum Event {
 }
 
 /// What became of a pod that was added: the generation that brought its path, or why it has none.
-pub type Attached = Result<u64, String>;
+pub type Attached = Result<u64, NotAttached>;
+
+/// Why a pod that was added has no path.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotAttached {
+    /// Nobody knows the pod: its policy is not known either.
+    #[error("no pod {0} of this node is known yet: without its labels nobody knows its policy")]
+    Unknown(String),
+    /// The daemon does not have it in force.
+    #[error("{0}")]
+    NotInForce(String),
+}
 
 /// Where the agent looks and whom it tells.
 #[derive(Debug, Clone)]
 pub(crate) struct Places {
-    pub manifests: PathBuf,
+    /// The directory of manifests; absent: an API server tells.
+    pub manifests: Option<PathBuf>,
     pub inventory: PathBuf,
     pub socket: PathBuf,
     pub status: Option<PathBuf>,
@@ -163,7 +180,10 @@ impl Agent {
         once: bool,
     ) -> Self {
         let store = Store::open(settings.allocations_of(&places.inventory));
-        let mut model = Model::new(inventory, &places.manifests, &settings, store.kept());
+        let mut model = match &places.manifests {
+            Some(manifests) => Model::new(inventory, manifests, &settings, store.kept()),
+            None => Model::of_cluster(inventory, &settings),
+        };
         model.scan();
         let link = Link::Down { at: Instant::now(), wait: BACKOFF[0], said: String::new() };
         let mut agent = Self {
@@ -206,8 +226,10 @@ impl Agent {
         loop {
             self.tend();
             let wait = match &self.link {
-                Link::Down { at, .. } => at.saturating_duration_since(Instant::now()),
-                Link::Up { .. } => Duration::from_secs(3600),
+                Link::Down { at, .. } if self.model.is_known() => {
+                    at.saturating_duration_since(Instant::now())
+                }
+                Link::Down { .. } | Link::Up { .. } => Duration::from_secs(3600),
             };
             match self.events.recv_timeout(wait) {
                 Ok(Event::Stop) | Err(RecvTimeoutError::Disconnected) => return Ok(()),
@@ -215,8 +237,12 @@ impl Agent {
                     let ops = self.model.refresh(&touched);
                     self.changed(ops);
                 }
+                Ok(Event::News(news)) => {
+                    let ops = self.model.hear(news);
+                    self.changed(ops);
+                }
                 Ok(Event::Rescan) => self.rescan(),
-                Ok(Event::Attach { pod, reply }) => self.attach(pod, reply),
+                Ok(Event::Attach { pod, uid, reply }) => self.attach(pod, &uid, reply),
                 Ok(Event::Detach(ip)) => self.detach(ip),
                 Ok(Event::Answer(connection, answer)) if connection == self.connections => {
                     let ended = self.answered(answer);
@@ -243,29 +269,33 @@ impl Agent {
             return self.changed(ops);
         }
         tracing::info!("the inventory has changed: everything is told anew");
-        let (manifests, settings) = (&self.places.manifests, &self.settings);
-        let mut model = Model::new(inventory, manifests, settings, &self.model.allocations());
-        model.scan();
-        for pod in self.model.attached() {
-            model.attach(pod.clone());
+        match &self.places.manifests {
+            Some(manifests) => {
+                let allocations = self.model.allocations();
+                let mut model = Model::new(inventory, manifests, &self.settings, &allocations);
+                model.scan();
+                for pod in self.model.attached() {
+                    model.attach(pod.clone());
+                }
+                self.model = model;
+            }
+            None => self.model.relocate(inventory),
         }
-        self.model = model;
         self.changed(self.whole());
     }
 
     /// A pod that is told to be connected must be one whose policy is known, and whose path the daemon has.
-    fn attach(&mut self, pod: Pod, reply: SyncSender<Attached>) {
+    fn attach(&mut self, pod: Pod, uid: &str, reply: SyncSender<Attached>) {
         let (ip, interface) = (pod.ip, pod.interface.clone());
         let name = format!("{}/{}", pod.namespace, pod.name);
+        let known = self.model.knows(&pod.namespace, &pod.name, uid);
         self.waiters.retain(|waiter| waiter.ip != ip);
         let mut ops = self.model.attach(pod.clone());
         let waiter = Waiter { ip, interface, reply, sent: None };
-        if self.model.path(ip).is_none() {
+        if !known || self.model.path(ip).is_none() {
             let ops = self.model.detach(ip);
             self.changed(ops);
-            return waiter.tell(Err(format!(
-                "no pod {name} of this node is known yet: without its labels nobody knows its policy"
-            )));
+            return waiter.tell(Err(NotAttached::Unknown(name)));
         }
         if !ops.iter().any(|op| matches!(op, Op::UpsertPod(upserted) if upserted.ip == ip)) {
             // The daemon may have it already; who asks must hear so from the daemon.
@@ -317,6 +347,10 @@ impl Agent {
 
     /// Connects when it is time, and sends when there is something to send and nothing under way.
     fn tend(&mut self) {
+        // Half of a cluster is another cluster: the daemon keeps what it has.
+        if !self.model.is_known() {
+            return;
+        }
         if let Link::Down { at, wait, said } = &mut self.link {
             if *at > Instant::now() {
                 return;
@@ -398,10 +432,10 @@ impl Agent {
                 }
                 self.tell_waiters(generation, |waiter| match without_path.contains(&waiter.ip) {
                     false => Ok(generation),
-                    true => Err(format!(
+                    true => Err(NotAttached::NotInForce(format!(
                         "the daemon does not lead {} to {}: is that interface in the node's network namespace?",
                         waiter.ip, waiter.interface
-                    )),
+                    ))),
                 });
                 self.tend();
                 self.report();
@@ -422,7 +456,7 @@ impl Agent {
                 // Everything that was refused waits for the next change.
                 if whole {
                     self.tell_waiters(number, |_| {
-                        Err(format!("the daemon refuses the node's state: {reason}"))
+                        Err(NotAttached::NotInForce(format!("the daemon refuses the node's state: {reason}")))
                     });
                 } else {
                     self.waiters.iter_mut().for_each(|waiter| waiter.sent = None);

@@ -3,7 +3,9 @@
 use std::io::{self, IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
@@ -11,6 +13,7 @@ use clap_complete::Shell;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use sluice_ec2::variables::Refused;
+use sluice_kube::cluster::{Cluster, ClusterError, Options, Server, WATCH_SECONDS};
 use sluice_kube::manifests::{Severity, Watcher};
 use sluice_state::StateError;
 use tracing_subscriber::EnvFilter;
@@ -18,7 +21,7 @@ use tracing_subscriber::EnvFilter;
 use crate::agent::{Agent, Ended, Event, Places};
 use crate::allocations::Store;
 use crate::environment::{Environment, Printed, VARIABLES};
-use crate::inventory::InventoryError;
+use crate::inventory::{Inventory, InventoryError};
 use crate::model::Model;
 use crate::settings::Settings;
 use crate::{cni, vpc_cni};
@@ -42,14 +45,19 @@ Environment:
 Examples:
   sluice-agent check --manifests manifests --inventory node.toml
   sluice-agent --manifests manifests --inventory node.toml --dry-run
-  sluice-agent --manifests manifests --inventory node.toml";
+  sluice-agent --manifests manifests --inventory node.toml
+  sluice-agent --in-cluster --inventory node.toml --cni-socket /run/sluice/cni/agent.sock --cni-conf-dir /etc/cni/net.d";
 
 /// What is logged by default. The netlink package warns of every attribute that is longer than it knows.
 const LOG: &str = "info,netlink_packet_route=error";
 
-/// The control plane of a node: follows Kubernetes manifests in a directory and tells sluiced what they come to.
+/// How long an ADD waits for the API server to tell of a pod that is not known yet.
+const FETCH: Duration = Duration::from_secs(5);
+
+/// The control plane of a node: follows an API server, or Kubernetes manifests in a directory, tells sluiced what they come to,
+/// and answers the CNI plugin.
 ///
-/// Add, change or remove a file, and the packets follow. A file that turns malformed keeps its last good objects.
+/// Of a directory: add, change or remove a file, and the packets follow; one that turns malformed keeps its last good objects.
 #[derive(Debug, Parser)]
 #[command(
     name = "sluice-agent",
@@ -66,7 +74,22 @@ struct Cli {
     run: RunArgs,
 }
 
-/// What is followed.
+/// Where the cluster's objects come from when the agent runs.
+#[derive(Debug, Clone, Args)]
+#[group(required = true, multiple = false)]
+struct From {
+    /// Directory of manifests, with everything below: .yaml, .yml, .json
+    #[arg(long, value_name = "DIR")]
+    manifests: Option<PathBuf>,
+    /// The API server of a kubeconfig's current context
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+    /// The API server of the pod that this runs in, by its service account; CLUSTER_ENDPOINT names another way to it
+    #[arg(long)]
+    in_cluster: bool,
+}
+
+/// What is looked at once.
 #[derive(Debug, Clone, Args)]
 struct Sources {
     /// Directory of manifests, with everything below: .yaml, .yml, .json
@@ -82,7 +105,12 @@ struct Sources {
 #[derive(Debug, Args)]
 struct RunArgs {
     #[command(flatten)]
-    sources: Sources,
+    from: From,
+    /// This node, its ENIs, its places for pods and the cluster around it (TOML; docs/runbooks/agent.md)
+    #[arg(long, value_name = "FILE", required = true)]
+    inventory: Option<PathBuf>,
+    #[command(flatten)]
+    settings: Settings,
     /// The daemon's state socket
     #[arg(long, value_name = "PATH", default_value = "/run/sluice/state.sock")]
     state_socket: PathBuf,
@@ -96,8 +124,8 @@ struct RunArgs {
     /// End once the daemon has taken, or refused, everything
     #[arg(long)]
     once: bool,
-    /// Print the state that the daemon would be told, and end
-    #[arg(long, conflicts_with = "once")]
+    /// Print the state that the daemon would be told, and end; of a directory alone
+    #[arg(long, conflicts_with_all = ["once", "kubeconfig", "in_cluster"])]
     dry_run: bool,
     /// How --dry-run prints
     #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]
@@ -192,7 +220,9 @@ fn exit_code(error: &anyhow::Error) -> u8 {
         error.downcast_ref::<InventoryError>().is_some_and(|e| !matches!(e, InventoryError::Read { .. }));
     let found =
         error.is::<Found>() || error.is::<Refused>() || error.is::<Ended>() || error.is::<StateError>();
-    if refused || found || vpc_cni::is_refusal(error) { 3 } else { 1 }
+    let configuration =
+        error.downcast_ref::<ClusterError>().is_some_and(|e| matches!(e, ClusterError::Configuration { .. }));
+    if refused || configuration || found || vpc_cni::is_refusal(error) { 3 } else { 1 }
 }
 
 impl Sources {
@@ -203,21 +233,12 @@ impl Sources {
         Ok((manifests, inventory))
     }
 
-    /// The settings with what the environment decides.
-    fn settings(&self) -> anyhow::Result<Settings> {
-        let environment = Environment::from_process()?;
-        for note in &environment.notes {
-            tracing::warn!("{note}");
-        }
-        Ok(Settings { environment, ..self.settings.clone() })
-    }
-
     /// Everything looked at once.
     fn model(&self) -> anyhow::Result<Model> {
         let (manifests, path) = self.paths()?;
         std::fs::read_dir(manifests)
             .with_context(|| format!("cannot read the directory {}", manifests.display()))?;
-        let settings = self.settings()?;
+        let settings = with_environment(&self.settings)?;
         let inventory = settings.inventory(path)?;
         let store = Store::open(settings.allocations_of(path));
         let mut model = Model::new(inventory, manifests, &settings, store.kept());
@@ -229,32 +250,71 @@ impl Sources {
 fn run(args: RunArgs) -> anyhow::Result<()> {
     // Before anything else: two owners of one node's addresses give them out twice.
     args.presence.check()?;
-    let (manifests, inventory) = args.sources.paths()?;
-    let settings = args.sources.settings()?;
+    let settings = with_environment(&args.settings)?;
     let places = Places {
-        manifests: manifests.to_owned(),
-        inventory: inventory.to_owned(),
+        manifests: args.from.manifests.clone(),
+        inventory: args.inventory.context("--inventory FILE is needed")?,
         socket: args.state_socket,
         status: args.status,
     };
     let inventory = settings.inventory(&places.inventory)?;
     let (sender, events) = channel();
     signals(sender.clone())?;
-    let touched = sender.clone();
     // Before the first look, so that nothing falls in between.
-    let _watcher = Watcher::start(&places.manifests, move |t| touched.send(Event::Touched(t)).is_ok())?;
+    let touched = sender.clone();
+    let tell = move |t| touched.send(Event::Touched(t)).is_ok();
+    let _watcher = args.from.manifests.as_deref().map(|from| Watcher::start(from, tell)).transpose()?;
+    let cluster = args.from.follow(&inventory, &settings, sender.clone())?;
     let cni = args.cni.open(&settings.environment, &inventory)?;
     let mut agent = Agent::new(places, inventory, settings, (sender.clone(), events), args.once);
     let mut answering = None;
     if let Some(mut cni) = cni {
         agent.restore(std::mem::take(&mut cni.restored));
+        if let Some(cluster) = cluster.clone() {
+            cni.fetch_by(move |namespace, name| {
+                cluster.fetch_pod(namespace, name, FETCH).map_err(|error| error.to_string())
+            });
+        }
         let (started, ready) = cni.answer(sender)?;
         agent.on_ready(ready);
         answering = Some(started);
     }
     agent.run()?;
-    drop(answering);
+    drop((answering, cluster));
     Ok(())
+}
+
+impl From {
+    /// Begins to follow the API server, where one is asked for.
+    fn follow(
+        &self,
+        inventory: &Inventory,
+        settings: &Settings,
+        tell: Sender<Event>,
+    ) -> anyhow::Result<Option<Arc<Cluster>>> {
+        let server = match &self.kubeconfig {
+            Some(path) => Server::Kubeconfig(path.clone()),
+            None if self.in_cluster => Server::InCluster,
+            None => return Ok(None),
+        };
+        let options = Options {
+            server,
+            endpoint: settings.environment.cluster_endpoint.clone(),
+            node: inventory.state.node.name.clone(),
+            watch_seconds: WATCH_SECONDS,
+        };
+        let cluster = Cluster::start(&options, move |news| tell.send(Event::News(news)).is_ok())?;
+        Ok(Some(Arc::new(cluster)))
+    }
+}
+
+/// The settings with what the environment decides.
+fn with_environment(settings: &Settings) -> anyhow::Result<Settings> {
+    let environment = Environment::from_process()?;
+    for note in &environment.notes {
+        tracing::warn!("{note}");
+    }
+    Ok(Settings { environment, ..settings.clone() })
 }
 
 /// Turns signals into events, in a thread of its own.
@@ -272,7 +332,12 @@ fn signals(events: Sender<Event>) -> io::Result<()> {
 }
 
 fn dry_run(args: &RunArgs) -> anyhow::Result<()> {
-    let model = args.sources.model()?;
+    let sources = Sources {
+        manifests: args.from.manifests.clone(),
+        inventory: args.inventory.clone(),
+        settings: args.settings.clone(),
+    };
+    let model = sources.model()?;
     for finding in model.findings() {
         tracing::warn!("{finding}");
     }
@@ -341,10 +406,17 @@ mod tests {
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
         let run = Cli::try_parse_from(["sluice-agent", "--manifests", "m", "--inventory", "i"]).unwrap();
-        assert!(run.command.is_none() && run.run.sources.manifests.is_some());
+        assert!(run.command.is_none() && run.run.from.manifests.is_some());
         assert!(Cli::try_parse_from(["sluice-agent", "completions", "bash"]).is_ok());
         let missing = Cli::try_parse_from(["sluice-agent", "--manifests", "m"]).unwrap_err().to_string();
         assert!(missing.contains("--inventory"), "{missing}");
+        let both = ["sluice-agent", "--manifests", "m", "--in-cluster", "--inventory", "i"];
+        assert!(Cli::try_parse_from(both).is_err(), "one source");
+        assert!(
+            Cli::try_parse_from(["sluice-agent", "--in-cluster", "--inventory", "i", "--dry-run"]).is_err()
+        );
+        let neither = Cli::try_parse_from(["sluice-agent", "--inventory", "i"]).unwrap_err().to_string();
+        assert!(neither.contains("--kubeconfig"), "{neither}");
         let check =
             Cli::try_parse_from(["sluice-agent", "check", "--manifests", "m"]).unwrap_err().to_string();
         assert!(check.contains("--inventory"), "{check}");

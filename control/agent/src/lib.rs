@@ -1,6 +1,7 @@
 //! The control plane of a node: follows a cluster's objects and tells the dataplane what they come to.
 //!
 //! ```text
+//!  API server ──Cluster─────┐
 //!  manifests ──Directory──> changes ──World──> policy, services ─┐
 //!                                                                ├─ Model ──generations──> state socket of sluiced
 //!  inventory ──ENIs, NAT, places for pods──> paths of pods ──────┘
@@ -17,10 +18,11 @@ mod daemon;
 pub mod environment;
 mod inventory;
 mod model;
+mod objects;
 mod settings;
 pub mod vpc_cni;
 
-pub use agent::{Agent, Attached, Event};
+pub use agent::{Agent, Attached, Event, NotAttached};
 pub use inventory::{Cluster, Inventory, InventoryError, OtherNode};
 pub use model::Model;
 pub use settings::{Mode, Settings};

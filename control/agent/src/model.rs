@@ -1,21 +1,24 @@
-//! Directory, world and inventory as one: what the dataplane must know now, and what is different since it was told.
+//! Objects, world and inventory as one: what the dataplane must know now, and what is different since it was told.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::path::Path;
 
-use sluice_kube::manifests::{Allocations, Batch, Directory, Finding, Severity, Slot, Touched};
+use ipnet::Ipv4Net;
+use sluice_kube::cluster::News;
+use sluice_kube::manifests::{Allocations, Directory, Finding, Severity, Touched};
 use sluice_policy::{Change, Kind, Object, ObjectId, World};
 use sluice_state::{Op, Pod, PortRange, SnatPorts, State};
 
 use crate::inventory::Inventory;
+use crate::objects::{Local, Objects};
 use crate::settings::Settings;
 
 /// What the node's dataplane must know.
 #[derive(Debug)]
 pub struct Model {
     inventory: Inventory,
-    directory: Directory,
+    objects: Objects,
     world: World,
     /// The pods that a container runtime has added.
     attached: BTreeMap<Ipv4Addr, Pod>,
@@ -37,18 +40,28 @@ impl Model {
         allocations: &Allocations,
     ) -> Self {
         let mut placement = inventory.placement();
-        if !settings.service_cidrs.is_empty() {
-            placement.service_cidrs.clone_from(&settings.service_cidrs);
-        }
+        placement.service_cidrs = service_cidrs(&inventory, settings);
+        let directory = Directory::new(manifests, &placement, allocations);
+        Self::of(inventory, settings, Objects::Directory(Box::new(directory)))
+    }
+
+    /// A model of an API server that has told nothing yet.
+    #[must_use]
+    pub fn of_cluster(inventory: Inventory, settings: &Settings) -> Self {
+        let local = Local::new(&inventory.state.node.name);
+        Self::of(inventory, settings, Objects::Cluster(local))
+    }
+
+    fn of(inventory: Inventory, settings: &Settings, objects: Objects) -> Self {
         let world = World::new(sluice_policy::Settings {
-            node: placement.node.as_str().into(),
+            node: inventory.state.node.name.as_str().into(),
             mode: settings.mode(),
             on_change: settings.on_change(),
             masqueraded_node_traffic: settings.masqueraded(),
-            service_cidrs: placement.service_cidrs.clone(),
+            service_cidrs: service_cidrs(&inventory, settings),
         });
         Self {
-            directory: Directory::new(manifests, &placement, allocations),
+            objects,
             snat_ports: inventory.state.snat_ports.clone(),
             inventory,
             world,
@@ -59,38 +72,72 @@ impl Model {
         }
     }
 
+    /// The same objects on a node that is another one now, as an inventory that was read again says. Only of an API
+    /// server's, which says nothing twice.
+    pub fn relocate(&mut self, inventory: Inventory) {
+        self.inventory = inventory;
+        self.snat_ports = self.wanted_snat_ports();
+        self.paths = self.wanted_paths();
+    }
+
+    /// Whether everything is known that there was at the start: before that the daemon is told nothing.
+    #[must_use]
+    pub fn is_known(&self) -> bool {
+        self.objects.is_known()
+    }
+
+    /// Takes what an API server tells; gives what is different for the dataplane.
+    pub fn hear(&mut self, news: News) -> Vec<Op> {
+        let Objects::Cluster(local) = &mut self.objects else { return Vec::new() };
+        if let Some(findings) = news.findings {
+            local.found(findings);
+        }
+        if news.synced {
+            local.synced();
+        }
+        let changes = local.take(news.changes);
+        self.take(changes)
+    }
+
+    /// Whether a pod of this node is known by name and UID; an empty UID is any. A directory has no UIDs.
+    #[must_use]
+    pub fn knows(&self, namespace: &str, name: &str, uid: &str) -> bool {
+        match &self.objects {
+            Objects::Cluster(local) => local.knows(namespace, name, uid),
+            Objects::Directory(_) => true,
+        }
+    }
+
     /// Looks at what differs in the directory; gives what is different for the dataplane.
     pub fn scan(&mut self) -> Vec<Op> {
-        let batch = self.directory.scan();
-        self.take(batch)
+        let changes = self.objects.look(Directory::scan);
+        self.take(changes)
     }
 
     /// Looks at what was touched; gives what is different for the dataplane.
     pub fn refresh(&mut self, touched: &Touched) -> Vec<Op> {
-        let batch = self.directory.refresh(touched);
-        self.take(batch)
+        let changes = self.objects.look(|directory| directory.refresh(touched));
+        self.take(changes)
     }
 
     /// A container runtime has added a pod: it has its path as soon as the objects know it, in what this gives or later.
     pub fn attach(&mut self, pod: Pod) -> Vec<Op> {
-        let (ip, owner) = (pod.ip, (pod.namespace.clone(), pod.name.clone()));
-        let known = self.attached.insert(ip, pod).is_some();
-        let mut batch = Batch::default();
-        if known {
-            batch = self.directory.close(ip);
-        }
-        let opened = self.directory.open(Slot { ip, pod: Some(owner) });
-        batch.changes.extend(opened.changes);
-        self.follow(batch)
+        let changes = self.objects.attach(&pod);
+        self.attached.insert(pod.ip, pod);
+        self.follow(changes)
     }
 
     /// A pod that a container runtime had added is gone.
     pub fn detach(&mut self, ip: Ipv4Addr) -> Vec<Op> {
-        if self.attached.remove(&ip).is_none() {
-            return Vec::new();
-        }
-        let batch = self.directory.close(ip);
-        self.follow(batch)
+        let Some(pod) = self.attached.remove(&ip) else { return Vec::new() };
+        // Another sandbox of the pod may have its own lease by now.
+        let again =
+            self.attached.values().find(|other| other.namespace == pod.namespace && other.name == pod.name);
+        let changes = match (&self.objects, again) {
+            (Objects::Cluster(_), Some(again)) => self.objects.attach(&again.clone()),
+            _ => self.objects.detach(&pod),
+        };
+        self.follow(changes)
     }
 
     /// The pods that a container runtime has added.
@@ -104,16 +151,16 @@ impl Model {
         self.paths.get(&ip)
     }
 
-    fn take(&mut self, batch: Batch) -> Vec<Op> {
-        if batch.changes.is_empty() {
+    fn take(&mut self, changes: Vec<Change>) -> Vec<Op> {
+        if changes.is_empty() {
             return Vec::new();
         }
-        self.follow(batch)
+        self.follow(changes)
     }
 
-    fn follow(&mut self, batch: Batch) -> Vec<Op> {
+    fn follow(&mut self, changes: Vec<Change>) -> Vec<Op> {
         let mut ports_touched = false;
-        for change in batch.changes {
+        for change in changes {
             ports_touched |= self.note_host_ports(&change);
             let id = match &change {
                 Change::Upsert(object) => object.id(),
@@ -148,11 +195,10 @@ impl Model {
 
     /// The places that pods have.
     fn wanted_paths(&self) -> BTreeMap<Ipv4Addr, Pod> {
-        let tenants = self.directory.tenants();
+        let tenants = self.objects.tenants();
         let places = self.inventory.places.iter().chain(self.attached.values()).filter_map(|place| {
-            let (namespace, name) = tenants.get(&place.ip)?;
-            let pod = Pod { namespace: namespace.to_string(), name: name.to_string(), ..place.clone() };
-            Some((place.ip, pod))
+            let (namespace, name) = self.objects.tenant(place, &tenants)?;
+            Some((place.ip, Pod { namespace, name, ..place.clone() }))
         });
         places.collect()
     }
@@ -210,18 +256,27 @@ impl Model {
     /// What was given out so far.
     #[must_use]
     pub fn allocations(&self) -> Allocations {
-        self.directory.allocations()
+        self.objects.allocations()
     }
 
     /// Everything there is to say.
     #[must_use]
     pub fn findings(&self) -> Vec<Finding> {
-        let mut findings = self.directory.findings();
+        let mut findings = self.objects.findings();
         let general = |severity, message| Finding { file: None, line: 0, column: 0, severity, message };
         findings.extend(
             self.refused.iter().map(|(id, why)| general(Severity::Error, format!("{id} is refused: {why}"))),
         );
         findings.extend(self.world.findings().iter().map(|f| general(Severity::Warning, f.to_string())));
         findings
+    }
+}
+
+/// The cluster's service ranges: a flag's, or the inventory's.
+fn service_cidrs(inventory: &Inventory, settings: &Settings) -> Vec<Ipv4Net> {
+    if settings.service_cidrs.is_empty() {
+        inventory.cluster.service_cidrs.clone()
+    } else {
+        settings.service_cidrs.clone()
     }
 }

@@ -19,6 +19,8 @@ pub struct Sandbox {
     pub container: String,
     /// The pod's name, in the namespace `lab`.
     pub pod: String,
+    /// The pod's UID.
+    pub uid: String,
 }
 
 impl Sandbox {
@@ -34,6 +36,7 @@ impl Sandbox {
             socket: lab.path("cni/agent.sock"),
             container: container.to_owned(),
             pod: pod.to_owned(),
+            uid: format!("uid-{pod}"),
         };
         let done = Command::new("ip").args(["netns", "add", &sandbox.namespace]).status().expect("ip runs");
         assert!(done.success(), "no namespace {}", sandbox.namespace);
@@ -55,8 +58,8 @@ impl Sandbox {
         let mut call = Command::new("ip");
         call.args(["netns", "exec", &self.node]).arg(program("sluice-cni"));
         let args = format!(
-            "IgnoreUnknown=1;K8S_POD_NAMESPACE=lab;K8S_POD_NAME={};K8S_POD_INFRA_CONTAINER_ID={};K8S_POD_UID=uid-{}",
-            self.pod, self.container, self.pod
+            "IgnoreUnknown=1;K8S_POD_NAMESPACE=lab;K8S_POD_NAME={};K8S_POD_INFRA_CONTAINER_ID={};K8S_POD_UID={}",
+            self.pod, self.container, self.uid
         );
         call.env("CNI_COMMAND", command)
             .env("CNI_CONTAINERID", &self.container)

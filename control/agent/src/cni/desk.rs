@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Sender, sync_channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use sluice_cni::protocol::{Assigned, Attachment, Mac, Pod, Refusal, Reply, Request};
@@ -15,7 +15,7 @@ use sluice_ec2::store::{Lease, LeaseKey};
 
 use super::addresses::Addresses;
 use super::book::{Book, Entry};
-use crate::agent::Event;
+use crate::agent::{Attached, Event, NotAttached};
 use crate::vpc_cni::host_interface;
 
 /// How long the daemon has to acknowledge a pod's path.
@@ -45,8 +45,13 @@ pub(super) struct Desk {
     wait: Duration,
     ready: AtomicBool,
     agent: Mutex<Option<Sender<Event>>>,
+    /// Asks for a pod that is not known yet; absent: there is nobody to ask.
+    fetch: OnceLock<Box<Fetch>>,
     visits: AtomicU64,
 }
+
+/// Asks for a pod by namespace and name: whether there is one, which is then told to the agent's loop.
+pub(crate) type Fetch = dyn Fn(&str, &str) -> Result<bool, String> + Send + Sync;
 
 /// One conversation with a plugin.
 pub(super) struct Visit {
@@ -97,6 +102,7 @@ impl Desk {
             wait,
             ready: AtomicBool::new(false),
             agent: Mutex::default(),
+            fetch: OnceLock::new(),
             visits: AtomicU64::new(0),
         }
     }
@@ -104,6 +110,12 @@ impl Desk {
     /// The agent's loop listens from now on.
     pub(super) fn connect(&self, agent: Sender<Event>) {
         *lock(&self.agent) = Some(agent);
+    }
+
+    /// A pod that nobody knows yet is asked for.
+    pub(super) fn fetch_by(&self, fetch: Box<Fetch>) {
+        // Once, before the first question.
+        let _ = self.fetch.set(fetch);
     }
 
     /// The agent's loop has ended.
@@ -143,6 +155,21 @@ impl Desk {
 
     fn tell(&self, event: Event) -> bool {
         lock(&self.agent).as_ref().is_some_and(|agent| agent.send(event).is_ok())
+    }
+
+    /// Waits until the daemon has a pod's path and policy.
+    fn bring_into_force(&self, entry: &Entry) -> Attached {
+        let (reply, answer) = sync_channel(1);
+        if !self.tell(Event::Attach { pod: entry.pod(), uid: entry.pod.uid.clone(), reply }) {
+            let why = "the agent is ending; another one will answer: try again".to_owned();
+            return Err(NotAttached::NotInForce(why));
+        }
+        answer.recv_timeout(PATIENCE).unwrap_or_else(|_| {
+            let seconds = PATIENCE.as_secs();
+            Err(NotAttached::NotInForce(format!(
+                "sluiced has not acknowledged the pod in {seconds} s: is it running?"
+            )))
+        })
     }
 
     /// An attachment's veth is no longer ours to lead to; gives what it was.
@@ -303,13 +330,17 @@ impl Visit {
             mac,
             netns: netns.clone(),
         };
-        let (reply, answer) = sync_channel(1);
-        if !desk.tell(Event::Attach { pod: entry.pod(), reply }) {
-            return refused(Refusal::TryAgain, "the agent is ending; another one will answer: try again");
+        let mut outcome = desk.bring_into_force(&entry);
+        if let (Err(NotAttached::Unknown(name)), Some(fetch)) = (&outcome, desk.fetch.get()) {
+            outcome = match fetch(&pod.namespace, &pod.name) {
+                Ok(true) => desk.bring_into_force(&entry),
+                Ok(false) => {
+                    Err(NotAttached::NotInForce(format!("the API server has no pod {name}: it was deleted")))
+                }
+                Err(error) => Err(NotAttached::NotInForce(error)),
+            };
         }
-        let outcome = answer.recv_timeout(PATIENCE).unwrap_or_else(|_| {
-            Err(format!("sluiced has not acknowledged the pod in {} s: is it running?", PATIENCE.as_secs()))
-        });
+        let outcome = outcome.map_err(|error| error.to_string());
         let address = entry.address;
         let kept = outcome.and_then(|generation| {
             if !self.close(attachment) {

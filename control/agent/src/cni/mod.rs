@@ -40,6 +40,9 @@ use crate::inventory::Inventory;
 use crate::vpc_cni::names::PREFIX;
 use crate::vpc_cni::{Host, HostError};
 
+/// Beside the socket: there was an agent that was ready.
+const MARKER: &str = "ready";
+
 /// Whether and how the plugin is answered.
 #[derive(Debug, Clone, Args)]
 pub struct CniArgs {
@@ -127,6 +130,10 @@ impl CniArgs {
             environment.pod_mtu.or(environment.eni_mtu).map_or_else(|| mtu_of(inventory, &host), u32::from);
         let veth = Veth { prefix, mtu };
         let desk = Desk::new(Box::new(addresses), book, veth, Duration::from_secs(self.cni_wait));
+        if socket.with_file_name(MARKER).exists() {
+            // An agent that restarts makes no node NotReady.
+            desk.ready();
+        }
         let restored = reclaim::settle(&desk, &host);
         let conflist =
             self.cni_conf_dir.clone().map(|directory| Conflist { directory, socket: socket.clone() });
@@ -141,6 +148,14 @@ fn mtu_of(inventory: &Inventory, host: &Host) -> u32 {
 }
 
 impl Cni {
+    /// Pods that are not known yet are asked for.
+    pub(crate) fn fetch_by(
+        &self,
+        fetch: impl Fn(&str, &str) -> Result<bool, String> + Send + Sync + 'static,
+    ) {
+        self.desk.fetch_by(Box::new(fetch));
+    }
+
     /// Begins to answer; `tell` reaches the agent's loop.
     ///
     /// # Errors
@@ -149,7 +164,7 @@ impl Cni {
         let Self { socket, desk, conflist, .. } = self;
         desk.connect(tell);
         let server = server::Server::start(&socket, Arc::clone(&desk))?;
-        let marker = socket.with_file_name("ready");
+        let marker = socket.with_file_name(MARKER);
         let ready = Arc::clone(&desk);
         let on_ready = move || {
             ready.ready();

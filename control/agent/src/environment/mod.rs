@@ -42,6 +42,8 @@ pub struct Environment {
     pub pod_mtu: Option<u16>,
     /// `AWS_VPC_K8S_CNI_VETHPREFIX`.
     pub veth_prefix: Option<String>,
+    /// `CLUSTER_ENDPOINT`, a URL.
+    pub cluster_endpoint: Option<String>,
     /// `AWS_VPC_K8S_CNI_BACKING_STORE`.
     pub backing_store: Option<PathBuf>,
     /// What an operator should hear: variables that are set and change nothing, each in a sentence.
@@ -87,6 +89,7 @@ impl Environment {
             eni_mtu: reader.mtu("AWS_VPC_ENI_MTU"),
             pod_mtu: reader.mtu("POD_MTU"),
             veth_prefix: reader.veth_prefix("AWS_VPC_K8S_CNI_VETHPREFIX"),
+            cluster_endpoint: reader.url("CLUSTER_ENDPOINT"),
             backing_store: reader.file("AWS_VPC_K8S_CNI_BACKING_STORE"),
             notes: Vec::new(),
         };
@@ -197,6 +200,16 @@ impl<F: Fn(&str) -> Option<String>> Reader<F> {
             return Some(path);
         }
         self.variables.refuse(variable, path.display().to_string(), "a path from the root on is valid");
+        None
+    }
+
+    fn url(&mut self, variable: &'static str) -> Option<String> {
+        let value = self.variables.text(variable)?;
+        let host = value.strip_prefix("https://").or_else(|| value.strip_prefix("http://"));
+        if host.is_some_and(|host| !host.is_empty() && !host.contains(char::is_whitespace)) {
+            return Some(value);
+        }
+        self.variables.refuse(variable, value, "a URL, https://HOST or https://HOST:PORT, is valid");
         None
     }
 

@@ -194,8 +194,8 @@ pub const VARIABLES: &[Variable] = &[
     row(
         "CLUSTER_ENDPOINT",
         "-",
-        Awaited(Watches),
-        "The API server's address, where no kube-proxy leads to it.",
+        Honoured,
+        "The API server's URL, where no kube-proxy leads to it, in place of the service account's or the kubeconfig's.",
     ),
     row("DISABLE_LEAKED_ENI_CLEANUP", "false", Awaited(Addresses), "True: leaked ENIs are left alone."),
     row(

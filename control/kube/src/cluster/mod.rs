@@ -126,19 +126,19 @@ impl Cluster {
     /// # Errors
     /// The configuration makes no sense, or no thread can be had.
     pub fn start(
-        options: Options,
+        options: &Options,
         tell: impl FnMut(News) -> bool + Send + 'static,
     ) -> Result<Self, ClusterError> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let handle = runtime.handle().clone();
-        let client = runtime.block_on(client(&options))?;
+        let client = runtime.block_on(client(options))?;
         let gather = Gather::shared(&options.node, tell);
         let (stop, stopped) = oneshot::channel();
-        let (watching, asked) = (Arc::clone(&gather), client.clone());
+        let (watching, asked, seconds) = (Arc::clone(&gather), client.clone(), options.watch_seconds);
         std::thread::Builder::new().name("sluice-watch".into()).spawn(move || {
             runtime.block_on(async {
                 tokio::select! {
-                    () = watch_all(&asked, &watching, options.watch_seconds) => {}
+                    () = watch_all(&asked, &watching, seconds) => {}
                     // Whoever holds the other end has ended.
                     _ = stopped => {}
                 }
@@ -209,10 +209,8 @@ async fn client(options: &Options) -> Result<Client, ClusterError> {
         }
     };
     if let Some(endpoint) = &options.endpoint {
-        // The VPC CNI takes a bare host name, too.
-        let text = if endpoint.contains("://") { endpoint.clone() } else { format!("https://{endpoint}") };
         config.cluster_url =
-            text.parse().map_err(|e: http::uri::InvalidUri| wrong("CLUSTER_ENDPOINT", e.to_string()))?;
+            endpoint.parse().map_err(|e: http::uri::InvalidUri| wrong("CLUSTER_ENDPOINT", e.to_string()))?;
     }
     config.connect_timeout = Some(Duration::from_secs(10));
     Client::try_from(config).map_err(|e| wrong("the API server", trouble::chain(&e)))

@@ -20,8 +20,8 @@ pub(super) enum Trouble {
 /// Sorts an error of a watch of a kind, `pods` for example.
 pub(super) fn of(error: &watcher::Error, plural: &str, streaming: bool) -> Trouble {
     let status = match error {
-        watcher::Error::WatchError(status) => Some(&**status),
-        watcher::Error::InitialListFailed(kube::Error::Api(status))
+        watcher::Error::WatchError(status)
+        | watcher::Error::InitialListFailed(kube::Error::Api(status))
         | watcher::Error::WatchStartFailed(kube::Error::Api(status))
         | watcher::Error::WatchFailed(kube::Error::Api(status)) => Some(&**status),
         _ => None,
