@@ -11,6 +11,8 @@
 //! ```
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "aws")]
+pub mod aws;
 pub mod backoff;
 pub mod checkpoint;
 pub mod cloud;
