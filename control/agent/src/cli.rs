@@ -24,7 +24,7 @@ use crate::environment::{Environment, Printed, VARIABLES};
 use crate::inventory::{Inventory, InventoryError};
 use crate::model::Model;
 use crate::settings::Settings;
-use crate::{cni, vpc_cni};
+use crate::{cni, node, vpc_cni};
 
 const HELP: &str = "\
 Exit codes:
@@ -148,6 +148,8 @@ enum Command {
         #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]
         output: Lines,
     },
+    /// Ask IMDS and EC2 what they tell of this node, and say which calls fail; changes nothing
+    Cloud(node::CloudArgs),
     /// Take this node's pods over from the VPC CNI, which must be gone, and remove what it left (docs/runbooks/migrate.md)
     Adopt(vpc_cni::AdoptArgs),
     /// Give this node's pods back to the VPC CNI: write its leases and rules, so that aws-node goes on with them
@@ -198,6 +200,7 @@ pub fn main() -> ExitCode {
         None => run(cli.run),
         Some(Command::Check { sources, output }) => check(&sources, output),
         Some(Command::Env { output }) => env(output),
+        Some(Command::Cloud(args)) => node::cloud(&args),
         Some(Command::Adopt(args)) => vpc_cni::adopt(args),
         Some(Command::RestoreVpcCni(args)) => vpc_cni::restore(args),
         Some(Command::Completions { shell }) => {

@@ -18,6 +18,7 @@ mod daemon;
 pub mod environment;
 mod inventory;
 mod model;
+pub mod node;
 mod objects;
 mod settings;
 pub mod vpc_cni;

@@ -44,6 +44,12 @@ impl Keys {
         Ok(Self { provider, kept: Mutex::new(None) })
     }
 
+    /// These, whatever else there is.
+    pub(super) fn fixed(id: &str, secret: &str) -> Self {
+        let keys = Credentials::new(id, secret, None, None, "given");
+        Self { provider: SharedCredentialsProvider::new(keys), kept: Mutex::new(None) }
+    }
+
     /// Credentials that are good for a while.
     pub(super) async fn get(&self) -> Result<Credentials, CredentialsError> {
         let mut kept = self.kept.lock().await;

@@ -146,6 +146,19 @@ impl Ec2 {
     /// # Errors
     /// The endpoint is no URL, or TLS cannot be had.
     pub async fn connect(settings: Settings) -> Result<Self, Ec2Error> {
+        let keys = Keys::find(&settings.region).await?;
+        Self::with(settings, keys)
+    }
+
+    /// With an access key of the caller's own.
+    ///
+    /// # Errors
+    /// As [`Ec2::connect`].
+    pub fn with_access_key(settings: Settings, id: &str, secret: &str) -> Result<Self, Ec2Error> {
+        Self::with(settings, Keys::fixed(id, secret))
+    }
+
+    fn with(settings: Settings, keys: Keys) -> Result<Self, Ec2Error> {
         let url = settings.url();
         let wrong = |why: String| Ec2Error::Endpoint { url: url.clone(), why };
         let uri: Uri = url.parse().map_err(|error: http::uri::InvalidUri| wrong(error.to_string()))?;
@@ -158,7 +171,6 @@ impl Ec2 {
             uri
         };
         let http = Http::new().map_err(Ec2Error::Tls)?;
-        let keys = Keys::find(&settings.region).await?;
         let seed =
             SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().subsec_nanos();
         Ok(Self { settings, uri, http, keys, dice: std::sync::Mutex::new(Dice::new(u64::from(seed))) })

@@ -93,6 +93,8 @@ struct Watch {
 /// Everything that the watches share.
 pub struct Gather {
     node: String,
+    /// An empty text.
+    nameless: Arc<str>,
     watches: [Watch; KINDS],
     changes: Vec<Change>,
     /// Objects that the server has and that make no sense here.
@@ -144,6 +146,7 @@ impl Gather {
     pub(super) fn shared(node: &str, tell: impl FnMut(News) -> bool + Send + 'static) -> SharedGather {
         Arc::new(Mutex::new(Self {
             node: node.to_owned(),
+            nameless: "".into(),
             watches: std::array::from_fn(|_| Watch::default()),
             changes: Vec::new(),
             refused: BTreeMap::new(),
@@ -385,6 +388,10 @@ impl Watched for SlimPod {
     fn object(self, gather: &mut Gather) -> Result<Option<Object>, Vec<Refusal>> {
         let mut pod = sluice_policy::Pod::try_from(&self.whole())?;
         gather.intern(&mut pod.labels);
+        // Who is who by UID is asked of this node's pods alone, and others are a hundred thousand.
+        if pod.node.as_deref() != Some(&*gather.node) {
+            pod.uid = Arc::clone(&gather.nameless);
+        }
         Ok(Some(Object::Pod(Arc::new(pod))))
     }
 }
