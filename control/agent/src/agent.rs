@@ -20,6 +20,7 @@ use crate::allocations::{Store, write};
 use crate::daemon::{Daemon, DaemonError};
 use crate::inventory::Inventory;
 use crate::model::Model;
+use crate::node::Steer;
 use crate::settings::Settings;
 
 /// The wait before a connection is tried again, from and to.
@@ -32,6 +33,8 @@ pub enum Event {
     Touched(Touched),
     /// An API server has told something.
     News(News),
+    /// The node's ENIs are others now.
+    Inventory(Box<Inventory>),
     /// Read the inventory and the whole directory again.
     Rescan,
     /// End.
@@ -70,7 +73,10 @@ pub enum NotAttached {
 pub(crate) struct Places {
     /// The directory of manifests; absent: an API server tells.
     pub manifests: Option<PathBuf>,
-    pub inventory: PathBuf,
+    /// The file that says what the node is; absent: EC2 says it.
+    pub inventory: Option<PathBuf>,
+    /// Where what was given out is kept.
+    pub allocations: PathBuf,
     pub socket: PathBuf,
     pub status: Option<PathBuf>,
 }
@@ -95,10 +101,18 @@ pub struct Agent {
     waiters: Vec<Waiter>,
     /// Called once the daemon has taken everything for the first time.
     on_ready: Option<OnReady>,
+    /// Who makes the node's interfaces.
+    steer: Option<Steer>,
 }
 
 /// What is done once an agent is ready.
 struct OnReady(Box<dyn FnOnce() + Send>);
+
+impl std::fmt::Debug for Steer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Steer")
+    }
+}
 
 impl std::fmt::Debug for OnReady {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -179,7 +193,7 @@ impl Agent {
         (sender, events): (Sender<Event>, Receiver<Event>),
         once: bool,
     ) -> Self {
-        let store = Store::open(settings.allocations_of(&places.inventory));
+        let store = Store::open(places.allocations.clone());
         let mut model = match &places.manifests {
             Some(manifests) => Model::new(inventory, manifests, &settings, store.kept()),
             None => Model::of_cluster(inventory, &settings),
@@ -201,6 +215,7 @@ impl Agent {
             once,
             waiters: Vec::new(),
             on_ready: None,
+            steer: None,
         };
         agent.settle();
         agent
@@ -211,6 +226,11 @@ impl Agent {
         for pod in pods {
             self.model.attach(pod);
         }
+    }
+
+    /// Who hears what the API server says of this node.
+    pub(crate) fn steer(&mut self, steer: Steer) {
+        self.steer = Some(steer);
     }
 
     /// What is done once the daemon has taken everything for the first time.
@@ -237,7 +257,11 @@ impl Agent {
                     let ops = self.model.refresh(&touched);
                     self.changed(ops);
                 }
+                Ok(Event::Inventory(inventory)) => self.replace(*inventory),
                 Ok(Event::News(news)) => {
+                    if let Some(steer) = &self.steer {
+                        steer.hear(&news);
+                    }
                     let ops = self.model.hear(news);
                     self.changed(ops);
                 }
@@ -257,9 +281,11 @@ impl Agent {
     }
 
     fn rescan(&mut self) {
-        let inventory = match self.settings.inventory(&self.places.inventory) {
-            Ok(inventory) => inventory,
-            Err(error) => {
+        let read = self.places.inventory.as_ref().map(|path| self.settings.inventory(path));
+        let inventory = match read {
+            Some(Ok(inventory)) => inventory,
+            None => self.model.inventory().clone(),
+            Some(Err(error)) => {
                 tracing::error!(%error, "the inventory is refused: the last good one stays in force");
                 self.model.inventory().clone()
             }
@@ -268,6 +294,10 @@ impl Agent {
             let ops = self.model.scan();
             return self.changed(ops);
         }
+        self.replace(inventory);
+    }
+
+    fn replace(&mut self, inventory: Inventory) {
         tracing::info!("the inventory has changed: everything is told anew");
         match &self.places.manifests {
             Some(manifests) => {
@@ -439,8 +469,11 @@ impl Agent {
                 });
                 self.tend();
                 self.report();
-                if let Some(OnReady(ready)) = self.on_ready.take() {
-                    ready();
+                if let Some(OnReady(ready)) = self.on_ready.take()
+                    && let Err(error) =
+                        std::thread::Builder::new().name("sluice-ready".into()).spawn(move || ready())
+                {
+                    tracing::error!(%error, "no thread to make the node ready");
                 }
             }
             Some(PushReply::Refused { generation, reason, findings }) => {

@@ -12,6 +12,7 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
+use sluice_ec2::settings::Settings as PoolSettings;
 use sluice_ec2::variables::Refused;
 use sluice_kube::cluster::{Cluster, ClusterError, Options, Server, WATCH_SECONDS};
 use sluice_kube::manifests::{Severity, Watcher};
@@ -50,6 +51,9 @@ Examples:
 
 /// What is logged by default. The netlink package warns of every attribute that is longer than it knows.
 const LOG: &str = "info,netlink_packet_route=error";
+
+/// Where what a directory's pods were given is kept where no inventory has a file beside it.
+const ALLOCATIONS: &str = "/run/sluice/allocations.json";
 
 /// How long an ADD waits for the API server to tell of a pod that is not known yet.
 const FETCH: Duration = Duration::from_secs(5);
@@ -106,8 +110,9 @@ struct Sources {
 struct RunArgs {
     #[command(flatten)]
     from: From,
-    /// This node, its ENIs, its places for pods and the cluster around it (TOML; docs/runbooks/agent.md)
-    #[arg(long, value_name = "FILE", required = true)]
+    /// This node, its ENIs, its places for pods and the cluster around it (TOML; docs/runbooks/agent.md); without it EC2 and its
+    /// metadata service tell, addresses come from EC2, and MY_NODE_NAME says which node this is (docs/ipam.md)
+    #[arg(long, value_name = "FILE")]
     inventory: Option<PathBuf>,
     #[command(flatten)]
     settings: Settings,
@@ -254,22 +259,52 @@ fn run(args: RunArgs) -> anyhow::Result<()> {
     // Before anything else: two owners of one node's addresses give them out twice.
     args.presence.check()?;
     let settings = with_environment(&args.settings)?;
-    let places = Places {
-        manifests: args.from.manifests.clone(),
-        inventory: args.inventory.context("--inventory FILE is needed")?,
-        socket: args.state_socket,
-        status: args.status,
-    };
-    let inventory = settings.inventory(&places.inventory)?;
     let (sender, events) = channel();
     signals(sender.clone())?;
     // Before the first look, so that nothing falls in between.
     let touched = sender.clone();
     let tell = move |t| touched.send(Event::Touched(t)).is_ok();
     let _watcher = args.from.manifests.as_deref().map(|from| Watcher::start(from, tell)).transpose()?;
+    let mut steer = None;
+    let given = args.inventory.as_deref().map(|path| settings.inventory(path)).transpose()?;
+    let opened = args.cni.open(&settings.environment, |checkpoint, live| {
+        if let Some(inventory) = &given {
+            let pool = PoolSettings::from_env()?;
+            let addresses = cni::of_inventory(inventory, pool, checkpoint, live)?;
+            return Ok((Box::new(addresses), inventory.clone()));
+        }
+        let services = match &settings.service_cidrs[..] {
+            [] => node::service_cidrs(),
+            given => given.to_vec(),
+        };
+        let name = node::name()?;
+        let started = node::start(name, &settings.environment, &services, checkpoint, live, sender.clone())?;
+        steer = Some(started.steer);
+        Ok((started.addresses, started.inventory))
+    })?;
+    let (cni, inventory) = match (opened, given) {
+        (Some((cni, inventory)), _) => (Some(cni), inventory),
+        (None, Some(inventory)) => (None, inventory),
+        (None, None) => {
+            anyhow::bail!("--cni-socket PATH is needed without --inventory: it is where leases are kept")
+        }
+    };
     let cluster = args.from.follow(&inventory, &settings, sender.clone())?;
-    let cni = args.cni.open(&settings.environment, &inventory)?;
+    let allocations = match &args.inventory {
+        Some(path) => settings.allocations_of(path),
+        None => settings.allocations.clone().unwrap_or_else(|| ALLOCATIONS.into()),
+    };
+    let places = Places {
+        manifests: args.from.manifests.clone(),
+        inventory: args.inventory,
+        allocations,
+        socket: args.state_socket,
+        status: args.status,
+    };
     let mut agent = Agent::new(places, inventory, settings, (sender.clone(), events), args.once);
+    if let Some(steer) = steer.clone() {
+        agent.steer(steer);
+    }
     let mut answering = None;
     if let Some(mut cni) = cni {
         agent.restore(std::mem::take(&mut cni.restored));
@@ -282,9 +317,12 @@ fn run(args: RunArgs) -> anyhow::Result<()> {
         agent.on_ready(ready);
         answering = Some(started);
     }
-    agent.run()?;
+    let ended = agent.run();
+    if let Some(steer) = steer {
+        steer.end();
+    }
     drop((answering, cluster));
-    Ok(())
+    Ok(ended?)
 }
 
 impl From {
@@ -411,8 +449,7 @@ mod tests {
         let run = Cli::try_parse_from(["sluice-agent", "--manifests", "m", "--inventory", "i"]).unwrap();
         assert!(run.command.is_none() && run.run.from.manifests.is_some());
         assert!(Cli::try_parse_from(["sluice-agent", "completions", "bash"]).is_ok());
-        let missing = Cli::try_parse_from(["sluice-agent", "--manifests", "m"]).unwrap_err().to_string();
-        assert!(missing.contains("--inventory"), "{missing}");
+        assert!(Cli::try_parse_from(["sluice-agent", "--in-cluster", "--cni-socket", "s"]).is_ok(), "on EC2");
         let both = ["sluice-agent", "--manifests", "m", "--in-cluster", "--inventory", "i"];
         assert!(Cli::try_parse_from(both).is_err(), "one source");
         assert!(

@@ -16,6 +16,7 @@ pub mod aws;
 pub mod backoff;
 pub mod checkpoint;
 pub mod cloud;
+pub mod custom;
 pub mod fixed;
 pub mod journal;
 pub mod limits;

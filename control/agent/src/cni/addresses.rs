@@ -67,6 +67,9 @@ pub trait Addresses: Send + Sync {
 
     /// The name of the link of the ENI that carries a lease's address.
     fn link(&self, lease: &Lease) -> Option<String>;
+
+    /// Why no pod could get an address at all, if so.
+    fn unusable(&self) -> Option<String>;
 }
 
 /// Tells the name of an ENI's link on this node, if it has one.
@@ -85,22 +88,41 @@ impl<C: Cloud, M: Metadata> Pooled<C, M> {
     /// # Errors
     /// No threads can be had.
     pub fn start(
-        pool: Pool<C, M>,
+        runtime: Runtime,
+        pool: Arc<Pool<C, M>>,
         links: impl Fn(&Eni) -> Option<String> + Send + Sync + 'static,
     ) -> Result<Self, AddressesError> {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .thread_name("sluice-pool")
-            .enable_all()
-            .build()
-            .map_err(|source| AddressesError::System { what: "threads for the pool", source })?;
-        let pool = Arc::new(pool);
         let background = Arc::clone(&pool);
-        // What is written down is known before the first ADD.
+        // What there is, is known before the first ADD.
         runtime.block_on(pool.step());
         runtime.spawn(async move { background.run().await });
         Ok(Self { pool, runtime, links: Box::new(links) })
     }
+}
+
+/// Threads for a pool and what goes on around it.
+///
+/// # Errors
+/// None can be had.
+pub(crate) fn runtime() -> Result<Runtime, AddressesError> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .thread_name("sluice-pool")
+        .enable_all()
+        .build()
+        .map_err(|source| AddressesError::System { what: "threads for the pool", source })
+}
+
+/// This boot's name, which leases are kept under.
+pub(crate) fn boot() -> Result<String, AddressesError> {
+    let text = std::fs::read_to_string(BOOT_ID);
+    text.map(|text| text.trim().to_owned()).map_err(|source| AddressesError::System { what: BOOT_ID, source })
+}
+
+/// Something that differs between nodes and runs.
+pub(crate) fn seed() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().subsec_nanos();
+    u64::from(now) ^ u64::from(std::process::id()) << 32
 }
 
 impl<C: Cloud, M: Metadata> Addresses for Pooled<C, M> {
@@ -120,16 +142,18 @@ impl<C: Cloud, M: Metadata> Addresses for Pooled<C, M> {
         let enis = self.pool.enis();
         enis.iter().find(|eni| eni.id == lease.eni).and_then(|eni| (self.links)(eni))
     }
-}
 
-impl<C, M> Drop for Pooled<C, M> {
-    fn drop(&mut self) {
-        tracing::debug!("the pool ends");
+    fn unusable(&self) -> Option<String> {
+        if self.pool.enis().iter().any(Eni::serves) {
+            return None;
+        }
+        let why = self.pool.troubles().first().map(ToString::to_string);
+        Some(why.unwrap_or_else(|| "no ENI gives addresses to pods yet".to_owned()))
     }
 }
 
 /// The addresses that an inventory has for pods.
-pub(super) fn of_inventory(
+pub(crate) fn of_inventory(
     inventory: &Inventory,
     settings: Settings,
     checkpoint: &Path,
@@ -150,19 +174,16 @@ pub(super) fn of_inventory(
         interfaces.push(interface);
     }
     let fixed = Fixed::new(&interfaces)?;
-    let boot = std::fs::read_to_string(BOOT_ID)
-        .map_err(|source| AddressesError::System { what: BOOT_ID, source })?;
-    let seed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().subsec_nanos();
     let parts = Parts {
         identity: Fixed::identity()?,
         limits: Fixed::limits(),
         settings: Fixed::settings(settings),
         max_pods: u32::from(u16::MAX),
-        boot: boot.trim().to_owned(),
-        seed: u64::from(seed) ^ u64::from(std::process::id()) << 32,
+        boot: boot()?,
+        seed: seed(),
         storage: Arc::new(FileStorage::new(checkpoint)),
     };
     let (pool, _) = Pool::open(fixed.clone(), fixed, Clock::system(), parts, live)
         .map_err(|source| AddressesError::Checkpoint { path: checkpoint.to_owned(), source })?;
-    Pooled::start(pool, move |eni| links.get(&eni.id).cloned())
+    Pooled::start(runtime()?, Arc::new(pool), move |eni| links.get(&eni.id).cloned())
 }

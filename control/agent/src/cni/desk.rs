@@ -132,6 +132,10 @@ impl Desk {
         lock(&self.book)
     }
 
+    pub(super) fn unusable(&self) -> Option<String> {
+        self.addresses.unusable()
+    }
+
     pub(super) fn leases(&self) -> Vec<Lease> {
         self.addresses.leases()
     }

@@ -26,10 +26,11 @@ use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 use clap::Args;
-use sluice_ec2::settings::Settings as PoolSettings;
+use sluice_ec2::store::Lease;
 use sluice_state::Pod;
 
 pub use addresses::{Addresses, AddressesError, Pooled};
+pub(crate) use addresses::{boot, of_inventory, runtime, seed};
 use book::{Book, BookError};
 use conflist::Conflist;
 use desk::{Desk, Veth};
@@ -109,8 +110,8 @@ impl CniArgs {
     pub(crate) fn open(
         &self,
         environment: &Environment,
-        inventory: &Inventory,
-    ) -> Result<Option<Cni>, CniError> {
+        from: impl FnOnce(&Path, &[Lease]) -> anyhow::Result<(Box<dyn Addresses>, Inventory)>,
+    ) -> anyhow::Result<Option<(Cni, Inventory)>> {
         let Some(socket) = &self.cni_socket else { return Ok(None) };
         let directory = socket.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         server::make_directory(directory).map_err(CniError::file(directory))?;
@@ -124,12 +125,11 @@ impl CniArgs {
         });
         let host = Host::read()?;
         let live = reclaim::live(&book, &host);
-        let settings = PoolSettings::from_env().map_err(AddressesError::from)?;
-        let addresses = addresses::of_inventory(inventory, settings, &directory.join("leases.json"), &live)?;
+        let (addresses, inventory) = from(&directory.join("leases.json"), &live)?;
         let mtu =
-            environment.pod_mtu.or(environment.eni_mtu).map_or_else(|| mtu_of(inventory, &host), u32::from);
+            environment.pod_mtu.or(environment.eni_mtu).map_or_else(|| mtu_of(&inventory, &host), u32::from);
         let veth = Veth { prefix, mtu };
-        let desk = Desk::new(Box::new(addresses), book, veth, Duration::from_secs(self.cni_wait));
+        let desk = Desk::new(addresses, book, veth, Duration::from_secs(self.cni_wait));
         if socket.with_file_name(MARKER).exists() {
             // An agent that restarts makes no node NotReady.
             desk.ready();
@@ -137,7 +137,7 @@ impl CniArgs {
         let restored = reclaim::settle(&desk, &host);
         let conflist =
             self.cni_conf_dir.clone().map(|directory| Conflist { directory, socket: socket.clone() });
-        Ok(Some(Cni { socket: socket.clone(), desk: Arc::new(desk), conflist, restored }))
+        Ok(Some((Cni { socket: socket.clone(), desk: Arc::new(desk), conflist, restored }, inventory)))
     }
 }
 
@@ -167,6 +167,14 @@ impl Cni {
         let marker = socket.with_file_name(MARKER);
         let ready = Arc::clone(&desk);
         let on_ready = move || {
+            let mut said = None;
+            while let Some(why) = ready.unusable() {
+                if said.as_ref() != Some(&why) {
+                    tracing::error!("the node is not ready: {why}");
+                    said = Some(why);
+                }
+                std::thread::sleep(Duration::from_millis(500));
+            }
             ready.ready();
             if let Err(error) = std::fs::write(&marker, "") {
                 tracing::warn!(file = %marker.display(), %error, "cannot be written: a plugin without an agent will say that the node is not ready");

@@ -6,7 +6,8 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::Ipv4Net;
-use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
+use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
+use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
@@ -38,6 +39,8 @@ pub struct Link {
     pub ifindex: u32,
     /// The Ethernet address of the other end, where it is a veth whose other end can be asked.
     pub peer_mac: Option<Mac>,
+    /// Its own Ethernet address.
+    pub mac: Option<Mac>,
     /// Its MTU in bytes.
     pub mtu: Option<u32>,
 }
@@ -135,11 +138,15 @@ impl Host {
     }
 
     fn link(&mut self, message: &LinkMessage) {
-        let (mut name, mut peer, mut namespace, mut mtu, mut veth) = (None, None, None, None, false);
+        let (mut name, mut peer, mut namespace, mut veth) = (None, None, None, false);
+        let (mut mac, mut mtu) = (None, None);
         for attribute in &message.attributes {
             match attribute {
                 LinkAttribute::IfName(text) => name = Some(text.clone()),
                 LinkAttribute::Mtu(bytes) => mtu = Some(*bytes),
+                LinkAttribute::Address(bytes) => {
+                    mac = <[u8; 6]>::try_from(bytes.as_slice()).ok().map(Mac);
+                }
                 LinkAttribute::Link(index) => peer = Some(*index),
                 LinkAttribute::LinkNetNsId(id) => namespace = Some(*id),
                 LinkAttribute::LinkInfo(infos) => {
@@ -154,7 +161,7 @@ impl Host {
             _ => None,
         };
         let ifindex = message.header.index;
-        self.links.insert(ifindex, Link { name, ifindex, peer_mac, mtu });
+        self.links.insert(ifindex, Link { name, ifindex, peer_mac, mac, mtu });
     }
 
     fn route(&mut self, message: &RouteMessage) {
@@ -227,6 +234,33 @@ fn rule_of(message: &RuleMessage) -> Option<Rule> {
     }
     rule.mark = mark.map(|mark| (mark, mask.unwrap_or(u32::MAX)));
     plain.then_some(rule)
+}
+
+/// Raises a link with this MTU and gives it an address, without the route that the kernel would make of it (VPC CNI: a
+/// secondary ENI's). What is so already stays so.
+pub(crate) fn furnish(ifindex: u32, mtu: Option<u32>, address: Ipv4Net) -> Result<(), HostError> {
+    let netlink = Netlink::open().map_err(failed("opening a socket"))?;
+    let mut link = LinkMessage::default();
+    link.header.index = ifindex;
+    if let Some(mtu) = mtu {
+        link.attributes.push(LinkAttribute::Mtu(mtu));
+        let set = netlink.change(RouteNetlinkMessage::SetLink(link.clone()));
+        set.map_err(failed(format!("setting the MTU of link {ifindex} to {mtu} (AWS_VPC_ENI_MTU)")))?;
+        link.attributes.clear();
+    }
+    link.header.flags = LinkFlags::Up;
+    link.header.change_mask = LinkFlags::Up;
+    let raised = netlink.change(RouteNetlinkMessage::SetLink(link));
+    raised.map_err(failed(format!("raising link {ifindex}")))?;
+    let mut message = AddressMessage::default();
+    message.header.family = AddressFamily::Inet;
+    message.header.prefix_len = address.prefix_len();
+    message.header.index = ifindex;
+    message.attributes.push(AddressAttribute::Local(IpAddr::V4(address.addr())));
+    message.attributes.push(AddressAttribute::Address(IpAddr::V4(address.addr())));
+    message.attributes.push(AddressAttribute::Flags(AddressFlags::Noprefixroute));
+    let given = netlink.replace(RouteNetlinkMessage::NewAddress(message));
+    given.map_err(failed(format!("giving link {ifindex} the address {address}")))
 }
 
 fn message_of(rule: Rule) -> RuleMessage {

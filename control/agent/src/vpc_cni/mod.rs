@@ -28,6 +28,7 @@ mod takeover;
 
 pub(crate) use cli::is_refusal;
 pub use cli::{AdoptArgs, PresenceArgs, RestoreArgs, adopt, restore};
+pub(crate) use host::furnish;
 pub use host::{Host, HostError, Link, Rule};
 pub use ipam::{Allocation, Leases, LeasesError, NETWORK};
 pub use names::host_interface;

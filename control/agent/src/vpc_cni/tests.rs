@@ -31,7 +31,13 @@ fn host() -> Host {
     let link = |ifindex: u32, name: &str, peer: Option<u8>| {
         (
             ifindex,
-            Link { name: name.into(), ifindex, peer_mac: peer.map(|n| Mac([2, 0, 0, 0, 0, n])), mtu: None },
+            Link {
+                name: name.into(),
+                ifindex,
+                peer_mac: peer.map(|n| Mac([2, 0, 0, 0, 0, n])),
+                mac: None,
+                mtu: None,
+            },
         )
     };
     let marked = Rule { mark: Some((0x80, 0x80)), ..rule(1024, None, None, 254) };
@@ -155,7 +161,9 @@ fn what_is_shared_stays_while_one_pod_is_not_ours() {
     // A veth of nobody's lease.
     let mut with_stranger = host();
     let name = host_interface("eni", "web", "stranger");
-    with_stranger.links.insert(12, Link { name: name.clone(), ifindex: 12, peer_mac: None, mtu: None });
+    with_stranger
+        .links
+        .insert(12, Link { name: name.clone(), ifindex: 12, peer_mac: None, mac: None, mtu: None });
     let plan = planned(&with_stranger);
     assert!(!plan.takes_all() && plan.left[0].what.contains(&name));
     // The daemon has it: it is Sluice's own.
@@ -163,9 +171,10 @@ fn what_is_shared_stays_while_one_pod_is_not_ours() {
     assert!(super::plan::plan(&leases(), &[], &[], &with_stranger, "eni", &served).takes_all());
     // A branch ENI.
     let mut with_branch = host();
-    with_branch
-        .links
-        .insert(12, Link { name: "vlan0123456789a".into(), ifindex: 12, peer_mac: None, mtu: None });
+    with_branch.links.insert(
+        12,
+        Link { name: "vlan0123456789a".into(), ifindex: 12, peer_mac: None, mac: None, mtu: None },
+    );
     assert!(planned(&with_branch).left[0].why.contains("branch ENI"));
     // A pod whose end cannot be asked is told of once.
     let mut mute = host();
