@@ -93,14 +93,14 @@ pub async fn check<C: Cloud>(cloud: &C, name: &str, spec: &Spec, place: &Place) 
     let mut subnet: Option<SubnetId> = None;
     match spec.subnet.as_deref().unwrap_or_default() {
         "" => {
-            findings.push(find("spec.subnet", "", "is missing: name a subnet of the node's zone".to_owned()))
+            findings.push(find("spec.subnet", "", "is missing: name a subnet of the node's zone".to_owned()));
         }
         text => match text.parse::<SubnetId>() {
             Err(error) => findings.push(find("spec.subnet", text, format!("is none: {error}"))),
             Ok(id) => match cloud.describe_subnets(&SubnetFilter::Ids(vec![id.clone()])).await {
                 Ok(found) => match found.into_iter().find(|subnet| subnet.id == id) {
                     None => {
-                        findings.push(find("spec.subnet", text, "does not exist in this region".to_owned()))
+                        findings.push(find("spec.subnet", text, "does not exist in this region".to_owned()));
                     }
                     Some(there) => {
                         let say = |why: String| find("spec.subnet", text, why);

@@ -15,6 +15,7 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 use ipnet::{IpNet, Ipv4Net};
+use sluice_ec2::settings::Settings as PoolSettings;
 use sluice_ec2::variables::{self, Refused};
 use sluice_policy::EnforcingMode;
 use sluice_state::{Nat, RandomizeSnat};
@@ -67,6 +68,8 @@ impl Environment {
     /// # Errors
     /// As [`Environment::from_process`].
     pub fn read(lookup: impl Fn(&str) -> Option<String>) -> Result<Self, Refused> {
+        // The pool reads its own; here they are refused together with all the others that make no sense.
+        let pool = PoolSettings::read(&lookup).err();
         let mut reader = Reader { variables: variables::Reader::new(lookup), notes: Vec::new() };
         for variable in VARIABLES {
             reader.standing(variable);
@@ -93,8 +96,9 @@ impl Environment {
             backing_store: reader.file("AWS_VPC_K8S_CNI_BACKING_STORE"),
             notes: Vec::new(),
         };
-        // The pool reads it by itself; here it is refused together with all the others that make no sense.
-        reader.variables.number("IP_COOLDOWN_PERIOD", 0..=86_400);
+        // The client of EC2 reads it by itself.
+        reader.variables.number("HTTP_TIMEOUT", 1..=600);
+        reader.url("AWS_EC2_ENDPOINT");
         if let (Some(eni), Some(pod)) = (found.eni_mtu, found.pod_mtu)
             && pod > eni
         {
@@ -102,7 +106,15 @@ impl Environment {
                 format!("at most AWS_VPC_ENI_MTU, {eni}, is valid: larger frames do not leave the node");
             reader.variables.refuse("POD_MTU", pod.to_string(), valid);
         }
-        reader.variables.done(Self { notes: reader.notes, ..found })
+        let own = reader.variables.done(Self { notes: reader.notes, ..found });
+        match (own, pool) {
+            (own, None) => own,
+            (Ok(_), Some(pool)) => Err(pool),
+            (Err(Refused(mut all)), Some(Refused(pool))) => {
+                all.extend(pool);
+                Err(Refused(all))
+            }
+        }
     }
 
     /// What is translated, where these variables have the last word over the inventory.

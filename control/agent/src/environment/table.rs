@@ -47,10 +47,6 @@ impl Standing {
 /// A part of the control plane that will read variables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Part {
-    /// `control/ec2`: ENIs and addresses.
-    Addresses,
-    /// `control/kube`: watches of an API server.
-    Watches,
     /// The agent's own endpoints.
     Introspection,
 }
@@ -58,8 +54,6 @@ pub enum Part {
 impl fmt::Display for Part {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Addresses => "the pool of addresses (control/ec2)",
-            Self::Watches => "the watches (control/kube)",
             Self::Introspection => "introspection (control/agent)",
         })
     }
@@ -69,7 +63,7 @@ const fn row(name: &'static str, default: &'static str, standing: Standing, does
     Variable { name, default, standing, does }
 }
 
-use Part::{Addresses, Introspection, Watches};
+use Part::Introspection;
 use Standing::{Awaited, Honoured, Ignored, Refused};
 
 /// Every variable.
@@ -77,7 +71,7 @@ pub const VARIABLES: &[Variable] = &[
     row(
         "AWS_MANAGE_ENIS_NON_SCHEDULABLE",
         "false",
-        Awaited(Addresses),
+        Honoured,
         "Whether ENIs and addresses of a cordoned node still change.",
     ),
     row(
@@ -89,19 +83,19 @@ pub const VARIABLES: &[Variable] = &[
     row(
         "AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG",
         "false",
-        Awaited(Addresses),
+        Honoured,
         "Whether pods' ENIs take subnet and security groups from an ENIConfig.",
     ),
     row(
         "ENI_CONFIG_ANNOTATION_DEF",
         "k8s.amazonaws.com/eniConfig",
-        Awaited(Addresses),
+        Honoured,
         "The node annotation that names the ENIConfig.",
     ),
     row(
         "ENI_CONFIG_LABEL_DEF",
         "k8s.amazonaws.com/eniConfig",
-        Awaited(Addresses),
+        Honoured,
         "The node label that names the ENIConfig.",
     ),
     row(
@@ -118,9 +112,9 @@ pub const VARIABLES: &[Variable] = &[
     ),
     row(
         "AWS_VPC_ENI_MTU",
-        "9001",
-        Awaited(Addresses),
-        "MTU of ENIs, 576 to 9001 bytes. The value is checked already.",
+        "as the link has it",
+        Honoured,
+        "MTU of ENIs that the agent makes, 576 to 9001 bytes.",
     ),
     row(
         "POD_MTU",
@@ -166,12 +160,12 @@ pub const VARIABLES: &[Variable] = &[
         Honoured,
         "How names of pods' interfaces on the node begin, up to 4 characters.",
     ),
-    row("WARM_ENI_TARGET", "1", Awaited(Addresses), "Spare ENIs."),
-    row("WARM_IP_TARGET", "-", Awaited(Addresses), "Spare addresses."),
-    row("MINIMUM_IP_TARGET", "-", Awaited(Addresses), "Addresses in all, used or not."),
-    row("WARM_PREFIX_TARGET", "1", Awaited(Addresses), "Spare /28, with prefix delegation."),
-    row("MAX_ENI", "-", Awaited(Addresses), "ENIs at most, beside the instance type's limit."),
-    row("ENABLE_PREFIX_DELEGATION", "false", Awaited(Addresses), "Whether addresses come as /28."),
+    row("WARM_ENI_TARGET", "1", Honoured, "Spare ENIs."),
+    row("WARM_IP_TARGET", "-", Honoured, "Spare addresses."),
+    row("MINIMUM_IP_TARGET", "-", Honoured, "Addresses in all, used or not."),
+    row("WARM_PREFIX_TARGET", "1", Honoured, "Spare /28, with prefix delegation."),
+    row("MAX_ENI", "-", Honoured, "ENIs at most, beside the instance type's limit."),
+    row("ENABLE_PREFIX_DELEGATION", "false", Honoured, "Whether addresses come as /28."),
     row(
         "IP_COOLDOWN_PERIOD",
         "30",
@@ -181,44 +175,34 @@ pub const VARIABLES: &[Variable] = &[
     row(
         "ENABLE_SUBNET_DISCOVERY",
         "true",
-        Awaited(Addresses),
+        Honoured,
         "Whether ENIs are made in any subnet that is tagged for it.",
     ),
-    row("ADDITIONAL_ENI_TAGS", "{}", Awaited(Addresses), "Further tags of ENIs, a JSON object."),
-    row(
-        "CLUSTER_NAME",
-        "-",
-        Awaited(Addresses),
-        "The cluster, for tags and for what the sweeper may remove.",
-    ),
+    row("ADDITIONAL_ENI_TAGS", "{}", Honoured, "Further tags of ENIs, a JSON object."),
+    row("CLUSTER_NAME", "-", Honoured, "The cluster, for tags and for what the sweeper may remove."),
     row(
         "CLUSTER_ENDPOINT",
         "-",
         Honoured,
         "The API server's URL, where no kube-proxy leads to it, in place of the service account's or the kubeconfig's.",
     ),
-    row("DISABLE_LEAKED_ENI_CLEANUP", "false", Awaited(Addresses), "True: leaked ENIs are left alone."),
+    row("DISABLE_LEAKED_ENI_CLEANUP", "false", Honoured, "True: leaked ENIs are left alone."),
     row(
         "DISABLE_NETWORK_RESOURCE_PROVISIONING",
         "false",
-        Awaited(Addresses),
+        Honoured,
         "True: ENIs and addresses are only those that the instance metadata shows.",
     ),
-    row("ENABLE_IMDS_ONLY_MODE", "false", Awaited(Addresses), "True: no call to EC2 at all."),
-    row("MANAGE_UNTAGGED_ENI", "true", Awaited(Addresses), "Whether ENIs without the CNI's tags are used."),
+    row("ENABLE_IMDS_ONLY_MODE", "false", Honoured, "True: no call to EC2 at all."),
+    row("MANAGE_UNTAGGED_ENI", "true", Honoured, "Whether ENIs without the CNI's tags are used."),
     row(
         "AWS_VPC_K8S_CNI_BACKING_STORE",
         "/var/run/aws-node/ipam.json",
         Honoured,
         "Where the VPC CNI kept its leases: `sluice-agent adopt` takes them over from there, `restore-vpc-cni` writes them back.",
     ),
-    row(
-        "AWS_EC2_ENDPOINT",
-        "-",
-        Awaited(Addresses),
-        "The address of EC2's API, where it is not the region's.",
-    ),
-    row("HTTP_TIMEOUT", "10", Awaited(Addresses), "Seconds that a call to EC2 may take."),
+    row("AWS_EC2_ENDPOINT", "-", Honoured, "The address of EC2's API, where it is not the region's."),
+    row("HTTP_TIMEOUT", "10", Honoured, "Seconds that a call to EC2 may take."),
     row(
         "INTROSPECTION_BIND_ADDRESS",
         "127.0.0.1:61679",
@@ -296,8 +280,8 @@ pub const VARIABLES: &[Variable] = &[
         "It does nothing in the VPC CNI either; Sluice lays no rules for pods.",
     ),
     row("AWS_VPC_K8S_CNI_CONFIGURE_RPFILTER", "-", Ignored, "It does nothing in the VPC CNI either."),
-    row("MY_NODE_NAME", "-", Awaited(Watches), "This node's name; the chart sets it."),
-    row("MY_POD_NAME", "-", Awaited(Watches), "The agent's pod, for events; the chart sets it."),
+    row("MY_NODE_NAME", "-", Honoured, "This node's name where no inventory says it; the chart sets it."),
+    row("MY_POD_NAME", "-", Ignored, "No event is written yet."),
     row("VPC_CNI_VERSION", "-", Ignored, "Sluice has its own version: `sluice-agent --version`."),
     row("AWS_VPC_K8S_EGRESS_V4_PLUGIN_LOG_FILE", "-", Ignored, "There is no egress plugin."),
     row("AWS_VPC_K8S_EGRESS_V6_PLUGIN_LOG_FILE", "-", Ignored, "There is no egress plugin."),
