@@ -9,7 +9,8 @@ help:
 	@sed -n 's/^## //p' Makefile
 
 ## make demo        build, bring the lab up, show real flows and load, compare with the kernel
-demo: build deps-run
+demo: deps deps-run
+	$(CARGO) build --release -p sluice -p sluiced
 	target/release/sluice demo $(DEMO_FLAGS)
 
 ## make demo-quick  the same without most of the load

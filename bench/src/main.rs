@@ -23,6 +23,8 @@ enum Command {
     Engine(commands::engine::Arguments),
     /// The first packet's policy: sorted intervals beside a longest-prefix trie
     Policy(commands::policy::Arguments),
+    /// CNI ADD and DEL, beside the reference plugin ptp
+    Cni(commands::cni::Arguments),
     /// The node's whole path in a lab: Sluice, kernel forwarding, nft and iptables in turn
     Forwarding(commands::forwarding::Arguments),
 }
@@ -30,6 +32,7 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Line::parse().command {
         Command::Engine(arguments) => commands::engine::run(&arguments),
+        Command::Cni(arguments) => commands::cni::run(&arguments),
         Command::Policy(arguments) => commands::policy::run(&arguments),
         Command::Forwarding(arguments) => commands::forwarding::run(&arguments),
     };

@@ -220,6 +220,53 @@ fn the_daemon_knows_every_argument_that_it_is_given() {
 }
 
 #[test]
+fn the_agent_knows_every_argument_that_it_is_given() {
+    let objects = objects(&rendered(""));
+    let all = containers(object(&objects, "DaemonSet", "sluice-agent"));
+    let agent = all.last().expect("the agent");
+    let help = Command::new(program("sluice-agent")).arg("--help").output().expect("sluice-agent runs");
+    let help = String::from_utf8_lossy(&help.stdout).into_owned();
+    for argument in words(&agent["args"]).into_iter().filter(|argument| argument.starts_with("--")) {
+        let name = argument.split('=').next().unwrap_or_default();
+        assert!(help.contains(&format!("{name} ")) || help.contains(&format!("{name}\n")), "{name}: {help}");
+    }
+}
+
+#[test]
+fn the_watches_get_by_with_the_charts_roles() {
+    use sluice_kube::cluster::{Cluster, Options, Server};
+    use sluice_tests::fakes::kubernetes::FakeApiServer;
+    use sluice_tests::fakes::kubernetes::rbac::User;
+    let server = FakeApiServer::start().expect("a server");
+    server.apply(&serde_json::json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": "kube-system" } }))
+        .expect("the namespace");
+    for object in objects(&rendered("")) {
+        if object["apiVersion"].as_str().is_some_and(|version| version.starts_with("rbac.")) {
+            server.apply(&object).unwrap_or_else(|error| panic!("{object}: {error:?}"));
+        }
+    }
+    server.user("token", User::named("system:serviceaccount:kube-system:sluice-agent"));
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    let kubeconfig = format!(
+        "apiVersion: v1\nkind: Config\ncurrent-context: c\ncontexts: [{{name: c, context: {{cluster: s, user: u}}}}]\n\
+         clusters: [{{name: s, cluster: {{server: \"{}\"}}}}]\nusers: [{{name: u, user: {{token: token}}}}]\n",
+        server.url()
+    );
+    std::fs::write(file.path(), kubeconfig).expect("the kubeconfig is written");
+    let (tell, news) = std::sync::mpsc::channel();
+    let options = Options {
+        server: Server::Kubeconfig(file.path().to_owned()),
+        endpoint: None,
+        node: "n".into(),
+        watch_seconds: 60,
+    };
+    let cluster = Cluster::start(&options, move |news| tell.send(news).is_ok()).expect("it starts");
+    let told = news.recv_timeout(std::time::Duration::from_secs(20)).expect("something is told");
+    assert!(told.synced, "refused: {:?}", told.findings);
+    assert!(!cluster.fetch_pod("kube-system", "p", std::time::Duration::from_secs(5)).expect("it may ask"));
+}
+
+#[test]
 fn rights_are_those_documented_and_none_more() {
     let objects = objects(&rendered(""));
     let mut found = BTreeSet::new();

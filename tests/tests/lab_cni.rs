@@ -4,12 +4,14 @@
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use sluice_tests::lab::cni::{Sandbox, address, answered};
 use sluice_tests::lab::{
-    Lab, NODE, PATIENCE, PEER, Server, Signal, connect, eventually, greeting, is_open, program, signal,
+    ECHO, Lab, NODE, PATIENCE, PEER, Server, Signal, connect, eventually, greeting, is_open, program, signal,
     tcp_peer, try_tcp_peer, udp_peer,
 };
 
@@ -228,6 +230,8 @@ fn a_restarting_agent_loses_no_connection_no_lease_and_makes_no_node_not_ready()
     let to = SocketAddrV4::new(lab.address("host-x"), PEER);
     let mut stream = lab.within("p", || connect(None, to, PATIENCE)).unwrap();
     greeting(&mut stream).unwrap();
+    // An agent that is replaced loses no packet of a pod: each datagram is answered, while one goes and the next comes.
+    let load = Load::start(lab, "p");
     bed.stop_agent();
     assert!(is_open(&mut stream));
     assert_eq!(p.call("STATUS", &p.configuration("1.1.0")), Ok(Value::Null), "it has been ready before");
@@ -240,12 +244,46 @@ fn a_restarting_agent_loses_no_connection_no_lease_and_makes_no_node_not_ready()
     let _agent = bed.start_agent();
     let at_r = address(&answered(&adding.wait_with_output().unwrap()).unwrap());
     assert!(is_open(&mut stream));
+    let (sent, answered) = load.stop();
+    assert!(sent > 500 && sent == answered, "{answered} of {sent} datagrams were answered");
     assert_ne!(at_r, at_p);
     let paths = bed.paths();
     assert!(paths.contains(&at_p) && paths.contains(&at_r) && !paths.contains(&at_q), "{paths:?}");
     assert_eq!(p.call("STATUS", &p.configuration("1.1.0")), Ok(Value::Null));
     p.del();
     bed.has_paths(&[at_r]);
+}
+
+/// Datagrams from a pod to the echo of the outside host, one after the other.
+struct Load {
+    stop: Arc<AtomicBool>,
+    thread: std::thread::JoinHandle<(u32, u32)>,
+}
+
+impl Load {
+    fn start(lab: &Lab, member: &str) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (ends, to) = (Arc::clone(&stop), SocketAddrV4::new(lab.address("host-x"), ECHO));
+        let socket = lab.within(member, || std::net::UdpSocket::bind("0.0.0.0:0").unwrap());
+        socket.connect(to).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+        let thread = std::thread::spawn(move || {
+            let (mut sent, mut answered) = (0, 0);
+            while !ends.load(Ordering::Relaxed) {
+                socket.send(&u32::to_be_bytes(sent)).unwrap();
+                sent += 1;
+                answered += u32::from(socket.recv(&mut [0; 16]).is_ok());
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            (sent, answered)
+        });
+        Self { stop, thread }
+    }
+
+    fn stop(self) -> (u32, u32) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().unwrap()
+    }
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! The subcommands' arguments, and what they print.
 
+pub(crate) mod cni;
 pub(crate) mod engine;
 pub(crate) mod forwarding;
 pub(crate) mod policy;

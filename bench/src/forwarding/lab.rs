@@ -240,9 +240,11 @@ fn down(command: &Path, name: &str) -> Result<()> {
 
 fn run(command: &Path, line: &[&str]) -> Result<String> {
     let shown = || format!("`{} {}`", command.display(), line.join(" "));
-    let output = Command::new(command).args(line).output().with_context(|| {
-        format!("cannot run {}: build it (`cargo build -p sluice`) or name it by --sluice", shown())
-    })?;
+    // An agent in the lab gives freed addresses out again at once: a bench adds and deletes pods all the time.
+    let output =
+        Command::new(command).args(line).env("IP_COOLDOWN_PERIOD", "0").output().with_context(|| {
+            format!("cannot run {}: build it (`cargo build -p sluice`) or name it by --sluice", shown())
+        })?;
     if !output.status.success() {
         bail!("{} failed ({}):\n{}", shown(), output.status, String::from_utf8_lossy(&output.stderr).trim());
     }

@@ -53,6 +53,7 @@ impl Control {
             .filter(|(i, binding)| wanted.get(*i) != Some(*binding))
             .map(|(i, _)| *i)
             .collect();
+        let _expedited = Expedited::during(2 * gone.len());
         let mut programs = lock(&self.programs);
         for ifindex in gone {
             let Some(binding) = self.pods.remove(&ifindex) else { continue };
