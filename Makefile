@@ -3,7 +3,7 @@
 
 CARGO ?= cargo
 
-.PHONY: help demo demo-quick stars star test lint doc build bench fuzz deps deps-run deps-test loom clean-lab
+.PHONY: help demo demo-quick stars star test lint doc build image bench fuzz deps deps-run deps-test loom clean-lab
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -46,6 +46,11 @@ loom: deps
 build: deps
 	$(CARGO) build --release -p sluice -p sluiced -p sluice-agent -p sluice-cni -p sluice-star
 
+## make image       the container image of both DaemonSets: target/image/sluice.tar (docs/deploy.md)
+image: build
+	@tests/apt mmdebstrap buildah
+	deploy/image/build target/release sluice:latest
+
 ## make bench       forwarding harness against kernel peers (90 s); see bench/README.md
 bench: build deps-run
 	$(CARGO) run --release -p sluice-bench -- forwarding --quick
@@ -65,4 +70,4 @@ deps-run:
 	@tests/apt iproute2 nftables iptables ethtool iperf3 tshark conntrack iputils-ping
 
 deps-test:
-	@tests/apt chromium python3 python3-venv
+	@tests/apt chromium python3 python3-venv mmdebstrap buildah runc containernetworking-plugins
