@@ -70,4 +70,4 @@ deps-run:
 	@tests/apt iproute2 nftables iptables ethtool iperf3 tshark conntrack iputils-ping
 
 deps-test:
-	@tests/apt chromium python3 python3-venv mmdebstrap buildah runc containernetworking-plugins
+	@tests/apt chromium python3 python3-venv mmdebstrap buildah runc containernetworking-plugins containerd busybox-static

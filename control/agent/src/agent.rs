@@ -470,8 +470,7 @@ impl Agent {
                 self.tend();
                 self.report();
                 if let Some(OnReady(ready)) = self.on_ready.take()
-                    && let Err(error) =
-                        std::thread::Builder::new().name("sluice-ready".into()).spawn(move || ready())
+                    && let Err(error) = std::thread::Builder::new().name("sluice-ready".into()).spawn(ready)
                 {
                     tracing::error!(%error, "no thread to make the node ready");
                 }
