@@ -20,7 +20,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
         "sluice-agent",
         &["sluice-cni", "sluice-ec2", "sluice-kube", "sluice-netlink", "sluice-policy", "sluice-state"],
     ),
-    ("sluice", &["sluice-engine", "sluice-io", "sluice-kube", "sluice-policy", "sluice-state"]),
+    ("sluice", &["sluice-cni", "sluice-engine", "sluice-io", "sluice-kube", "sluice-policy", "sluice-state"]),
     ("sluice-star", &[]),
     ("sluice-bench", &["sluice-bpf", "sluice-engine", "sluice-io", "sluice-state"]),
     ("sluice-tests", &["sluice-bpf", "sluice-engine", "sluice-io", "sluice-policy", "sluice-state"]),

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use sluice_tests::lab::cni::{Sandbox, address, answered};
 use sluice_tests::lab::{
     ECHO, Lab, NODE, PATIENCE, PEER, Server, Signal, connect, eventually, greeting, is_open, program, signal,
-    tcp_peer, try_tcp_peer, udp_peer,
+    sluice, tcp_peer, try_tcp_peer, udp_peer,
 };
 
 /// A lab whose pods are a CNI plugin's, and its manifests.
@@ -146,6 +146,17 @@ fn a_pod_that_is_added_has_its_address_its_policy_and_its_packets() {
     assert_eq!(lab.source_check_drops(), 0);
     // Asserts that no packet is unaccounted for.
     let _ = lab.since(&before);
+
+    let shown = |what: &str, output: &str| {
+        let done = sluice(&[what, "--lab", lab.name()], &["--output", output]);
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        String::from_utf8_lossy(&done.stdout).into_owned()
+    };
+    assert!(shown("pods", "table").contains(&at_p.to_string()));
+    assert!(shown("leases", "table").contains("3 of 8 addresses are leased"), "{}", shown("leases", "table"));
+    let enis: Value = serde_json::from_str(&shown("enis", "json")).unwrap();
+    assert_eq!((&enis["ready"], &enis["enis"][0]["link"]), (&json!(true), &json!("eni0")), "{enis}");
+    assert_eq!(enis["leases"][0]["pod"]["namespace"], "lab");
 
     let check = |version: &str| {
         let mut configuration = p.configuration(version);

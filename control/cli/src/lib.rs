@@ -46,6 +46,12 @@ enum Command {
     Stats(eyes::StatsArgs),
     /// Show the port contract with the host
     Ports(eyes::PortsArgs),
+    /// List this node's pods that a container runtime has added, and their interfaces
+    Pods(eyes::NodeArgs),
+    /// List which address each of them has, since when, and what is free
+    Leases(eyes::NodeArgs),
+    /// List this node's ENIs, what they carry, and what keeps the pool of addresses from growing
+    Enis(eyes::NodeArgs),
     /// What a directory of manifests means: lint, who may reach whom, what a change changes, why
     #[command(subcommand)]
     Policy(policy::PolicyCommand),
@@ -89,6 +95,9 @@ fn dispatch(command: &Command) -> anyhow::Result<ExitCode> {
         Command::Flows(args) => eyes::flows(args)?,
         Command::Stats(args) => eyes::stats(args)?,
         Command::Ports(args) => eyes::ports(args)?,
+        Command::Pods(args) => eyes::pods(args)?,
+        Command::Leases(args) => eyes::leases(args)?,
+        Command::Enis(args) => eyes::enis(args)?,
         Command::Policy(command) => return policy::run(command),
         Command::LabServer(name) => lab::server::serve(&name.name)?,
         Command::Completions { shell } => {

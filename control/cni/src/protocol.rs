@@ -109,6 +109,8 @@ pub enum Request {
     },
     /// Could an ADD be served now?
     Status,
+    /// Everything there is to see: for people.
+    Show,
 }
 
 /// What the agent answers.
@@ -139,6 +141,8 @@ pub enum Reply {
     Checked(Assigned),
     /// To [`Request::Status`]: an ADD could be served.
     Ready,
+    /// To [`Request::Show`].
+    Shown(Shown),
     /// The question is not served.
     Refused {
         /// The kind, which decides the CNI error code.
@@ -160,6 +164,59 @@ pub struct Assigned {
     pub mtu: u32,
     /// The ENI that owns the address.
     pub eni: String,
+}
+
+/// What the agent has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shown {
+    /// It has been ready.
+    pub ready: bool,
+    /// Addresses that serve pods, those of them that are leased, and those that cool down.
+    pub addresses: [u32; 3],
+    /// What keeps the pool from growing, in sentences.
+    pub troubles: Vec<String>,
+    /// The ENIs.
+    pub enis: Vec<ShownEni>,
+    /// The leases.
+    pub leases: Vec<ShownLease>,
+}
+
+/// An ENI.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShownEni {
+    /// Its id.
+    pub id: String,
+    /// Its link on the node, once it is there.
+    pub link: Option<String>,
+    /// Its primary address.
+    pub primary: Ipv4Addr,
+    /// Its subnet's id.
+    pub subnet: String,
+    /// Why it gives no address to pods, if it gives none.
+    pub idle: Option<String>,
+    /// Addresses as /32 and prefixes as /28.
+    pub blocks: Vec<String>,
+    /// How many of its addresses are leased.
+    pub leased: usize,
+}
+
+/// A lease.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShownLease {
+    /// Whose.
+    pub pod: Pod,
+    /// The attachment.
+    pub attachment: Attachment,
+    /// The address.
+    pub address: Ipv4Addr,
+    /// The ENI that has it.
+    pub eni: String,
+    /// Since when (RFC 3339).
+    pub since: String,
+    /// The host's end of the veth, once the daemon has its path in force.
+    pub host_interface: Option<String>,
+    /// The pod's network namespace.
+    pub netns: Option<PathBuf>,
 }
 
 /// Why a question is not served.

@@ -68,6 +68,15 @@ pub trait Addresses: Send + Sync {
     /// The name of the link of the ENI that carries a lease's address.
     fn link(&self, lease: &Lease) -> Option<String>;
 
+    /// The ENIs.
+    fn enis(&self) -> Vec<Eni>;
+
+    /// The name of an ENI's link on this node, once it is there.
+    fn link_of(&self, eni: &Eni) -> Option<String>;
+
+    /// Addresses that serve pods, those that are leased, and those that cool down; and what keeps them from becoming more.
+    fn reserve(&self) -> ([u32; 3], Vec<String>);
+
     /// Why no pod could get an address at all, if so.
     fn unusable(&self) -> Option<String>;
 }
@@ -141,6 +150,20 @@ impl<C: Cloud, M: Metadata> Addresses for Pooled<C, M> {
     fn link(&self, lease: &Lease) -> Option<String> {
         let enis = self.pool.enis();
         enis.iter().find(|eni| eni.id == lease.eni).and_then(|eni| (self.links)(eni))
+    }
+
+    fn enis(&self) -> Vec<Eni> {
+        self.pool.enis()
+    }
+
+    fn link_of(&self, eni: &Eni) -> Option<String> {
+        (self.links)(eni)
+    }
+
+    fn reserve(&self) -> ([u32; 3], Vec<String>) {
+        let usage = self.pool.targets().usage;
+        let troubles = self.pool.troubles().iter().map(ToString::to_string).collect();
+        ([usage.total, usage.assigned, usage.cooling], troubles)
     }
 
     fn unusable(&self) -> Option<String> {

@@ -10,8 +10,10 @@ use std::sync::mpsc::{Sender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use sluice_cni::protocol::{Assigned, Attachment, Mac, Pod, Refusal, Reply, Request};
-use sluice_ec2::store::{Lease, LeaseKey};
+use sluice_cni::protocol::{
+    Assigned, Attachment, Mac, Pod, Refusal, Reply, Request, Shown, ShownEni, ShownLease,
+};
+use sluice_ec2::store::{Eni, Lease, LeaseKey, Role};
 
 use super::addresses::Addresses;
 use super::book::{Book, Entry};
@@ -222,6 +224,41 @@ impl Desk {
         )
     }
 
+    fn show(&self) -> Reply {
+        let (leases, (addresses, troubles)) = (self.leases(), self.addresses.reserve());
+        let eni = |eni: &Eni| ShownEni {
+            id: eni.id.to_string(),
+            link: self.addresses.link_of(eni),
+            primary: eni.primary,
+            subnet: eni.subnet.to_string(),
+            idle: match (eni.draining, eni.role) {
+                (true, _) => Some("it is about to be detached".to_owned()),
+                (false, Role::Pods) => None,
+                (false, role) => Some(format!("{role:?}")),
+            },
+            blocks: eni.blocks.keys().map(ToString::to_string).collect(),
+            leased: leases.iter().filter(|lease| lease.eni == eni.id).count(),
+        };
+        let enis = self.addresses.enis().iter().map(eni).collect();
+        let book = self.book();
+        let shown = leases.iter().map(|lease| {
+            let attachment = attachment_of(&lease.key);
+            let entry = book.of(&attachment);
+            let sluice_ec2::store::Pod { namespace, name, uid } = lease.pod.clone();
+            ShownLease {
+                pod: Pod { namespace, name, uid },
+                address: lease.address,
+                eni: lease.eni.to_string(),
+                since: lease.since.to_string(),
+                host_interface: entry.map(|entry| entry.host_interface.clone()),
+                netns: entry.map(|entry| entry.netns.clone()),
+                attachment,
+            }
+        });
+        let leases = shown.collect();
+        Reply::Shown(Shown { ready: self.ready.load(Ordering::Relaxed), addresses, troubles, enis, leases })
+    }
+
     fn check(&self, attachment: &Attachment) -> Reply {
         let book = self.book();
         let Some(entry) = book.of(attachment) else {
@@ -276,6 +313,7 @@ impl Visit {
             Request::Check { attachment } => self.desk.check(&attachment),
             Request::Gc { network, valid } => self.desk.collect(&network, &valid),
             Request::Status => self.desk.status(),
+            Request::Show => self.desk.show(),
         }
     }
 

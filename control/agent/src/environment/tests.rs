@@ -102,7 +102,7 @@ fn each_standing_does_what_it_says() {
         match variable.standing {
             // Words that are not among the valid ones; a MTU or a prefix that is awaited is checked all the same.
             Standing::Honoured if TEXTS.contains(&variable.name) => {
-                assert!(result.is_ok(), "{}", variable.name)
+                assert!(result.is_ok(), "{}", variable.name);
             }
             Standing::Honoured | Standing::Refused { .. } => assert!(result.is_err(), "{}", variable.name),
             Standing::Awaited(_) | Standing::Ignored => match result {

@@ -3,17 +3,20 @@
 mod capture;
 pub mod filter;
 mod flows;
+mod node;
 mod ports;
 mod sink;
 mod stats;
 
 pub use capture::CaptureArgs;
 pub use flows::FlowsArgs;
+pub use node::NodeArgs;
 pub use ports::PortsArgs;
 pub use stats::StatsArgs;
 
 pub(crate) use capture::run as capture;
 pub(crate) use flows::run as flows;
+pub(crate) use node::{enis, leases, pods};
 pub(crate) use ports::run as ports;
 pub(crate) use stats::run as stats;
 
