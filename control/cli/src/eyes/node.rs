@@ -83,10 +83,8 @@ pub(crate) fn leases(args: &NodeArgs) -> Result<()> {
     });
     let [total, leased, cooling] = shown.addresses;
     let text = table(&["ADDRESS", "ENI", "POD", "CONTAINER", "SINCE"], rows);
-    print(
-        &format!("{text}\n{leased} of {total} addresses are leased, {cooling} cool down")
-            .trim_start_matches('\n'),
-    )
+    let counts = format!("{leased} of {total} addresses are leased, {cooling} cool down");
+    print(&[text, counts].join("\n"))
 }
 
 /// Prints the ENIs, and what keeps the pool from growing.
