@@ -131,10 +131,17 @@ fn a_killed_up_and_killed_servers_leave_nothing_that_the_next_up_minds() {
         std::thread::sleep(Duration::from_millis(wait));
         up.kill().unwrap();
         up.wait().unwrap();
-        // A killed process' own children end by themselves within moments.
-        std::thread::sleep(Duration::from_millis(200));
-        lab.ok(&["lab", "down"]);
-        assert_eq!(lab.traces(), [""; 0], "killed after {wait} ms");
+        // A killed process' own children end by themselves, on a loaded machine after a while, and make until then what
+        // they were told to.
+        let deadline = Instant::now() + Duration::from_secs(5);
+        loop {
+            std::thread::sleep(Duration::from_millis(200));
+            lab.ok(&["lab", "down"]);
+            if lab.traces().is_empty() {
+                break;
+            }
+            assert!(Instant::now() < deadline, "killed after {wait} ms: {:?}", lab.traces());
+        }
     }
     lab.ok(&["lab", "up", "--dataplane", "kernel"]);
     let pid = lab.status()["processes"][0]["pid"].to_string();

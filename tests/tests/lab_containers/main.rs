@@ -3,14 +3,15 @@
 
 mod cri;
 
-use std::net::Ipv4Addr;
+use std::io::Read as _;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use cri::{Message, call, fields, number};
-use sluice_tests::lab::{Lab, NODE, PEER, eventually, program};
+use sluice_tests::lab::{Lab, NODE, PEER, connect, eventually, program};
 use tokio::runtime::Runtime;
 
 /// Where Debian has the reference plugins: containerd wants loopback, the configuration portmap.
@@ -153,7 +154,11 @@ impl Bed {
             .bytes(2, format!("uid-{name}"))
             .bytes(3, "lab")
             .number(4, attempt);
-        Message::default().message(1, &metadata).bytes(2, name).message(8, &Message::default())
+        // What the chained portmap plugin is given: the node's port 8088 leads to this pod's own.
+        let port = Message::default().number(2, u64::from(PEER)).number(3, 8088);
+        let config = Message::default().message(1, &metadata).bytes(2, name);
+        let config = if name == "open" { config.message(5, &port) } else { config };
+        config.message(8, &Message::default())
     }
 
     /// A pod whose container runs a script of busybox's shell from its first instruction on.
@@ -251,7 +256,7 @@ const ONLY_P: &str = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmet
 
 #[test]
 fn containers_speak_through_sluice_from_their_first_instruction_on() {
-    let bed = Bed::up("ctr", &["p", "q", "r"], ONLY_P);
+    let bed = Bed::up("ctr", &["p", "q", "r", "open"], ONLY_P);
     let serve = format!("while true; do echo hello | /bin/busybox nc -l -p {PEER}; done &");
     let q = bed.start("q", 0, &serve);
     // The very first thing that either does is to send: one is let in, the other never is.
@@ -286,6 +291,20 @@ fn containers_speak_through_sluice_from_their_first_instruction_on() {
     let r_again = bed.start("r", 1, "true");
     assert_ne!(r_again.address, r.address);
     assert_eq!(bed.seen(&r_again, bed.lab.address("host-v")), r_again.address.to_string());
+
+    // The chained portmap plugin: a client from outside comes in by the node's port, through the kernel's rules and back.
+    let open = bed.start("open", 0, &serve);
+    let through = || {
+        bed.lab.within("host-x", || {
+            let to = SocketAddrV4::new(NODE, 8088);
+            let mut said = String::new();
+            let stream = connect(None, to, Duration::from_secs(1));
+            stream.is_ok_and(|mut stream| stream.read_to_string(&mut said).is_ok() && said == "hello\n")
+        })
+    };
+    eventually("the node's port leads to the pod", through);
+    bed.stop(&open);
+    assert!(!through(), "a port goes with its pod");
 
     // A pod that nobody knows gets no network, and its sandbox none of it.
     let error = bed.try_start("stranger", 0, "true").err().expect("no network");
