@@ -22,6 +22,8 @@ use crate::inventory::Inventory;
 use crate::model::Model;
 use crate::node::Steer;
 use crate::settings::Settings;
+use crate::waiting::Waiter;
+pub use crate::waiting::{Attached, NotAttached};
 
 /// The wait before a connection is tried again, from and to.
 const BACKOFF: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(5)];
@@ -52,20 +54,6 @@ pub enum Event {
     },
     /// A pod that a container runtime had added is gone.
     Detach(Ipv4Addr),
-}
-
-/// What became of a pod that was added: the generation that brought its path, or why it has none.
-pub type Attached = Result<u64, NotAttached>;
-
-/// Why a pod that was added has no path.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum NotAttached {
-    /// Nobody knows the pod: its policy is not known either.
-    #[error("no pod {0} of this node is known yet: without its labels nobody knows its policy")]
-    Unknown(String),
-    /// The daemon does not have it in force.
-    #[error("{0}")]
-    NotInForce(String),
 }
 
 /// Where the agent looks and whom it tells.
@@ -117,23 +105,6 @@ impl std::fmt::Debug for Steer {
 impl std::fmt::Debug for OnReady {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("OnReady")
-    }
-}
-
-/// Somebody who waits until the daemon has a pod's path in force.
-#[derive(Debug)]
-struct Waiter {
-    ip: Ipv4Addr,
-    interface: String,
-    reply: SyncSender<Attached>,
-    /// The generation that has the path; absent: it is not sent yet.
-    sent: Option<u64>,
-}
-
-impl Waiter {
-    fn tell(self, what: Attached) {
-        // Who waited may have given up.
-        let _ = self.reply.try_send(what);
     }
 }
 

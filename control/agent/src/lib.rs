@@ -22,6 +22,7 @@ pub mod node;
 mod objects;
 mod settings;
 pub mod vpc_cni;
+mod waiting;
 
 pub use agent::{Agent, Attached, Event, NotAttached};
 pub use inventory::{Cluster, Inventory, InventoryError, OtherNode};

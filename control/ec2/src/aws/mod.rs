@@ -15,7 +15,9 @@ mod client;
 mod credentials;
 mod ec2;
 mod imds;
+mod settings;
 
 pub use credentials::CredentialsError;
-pub use ec2::{Ec2, Ec2Error, Settings};
+pub use ec2::{Ec2, Ec2Error};
 pub use imds::Imds;
+pub use settings::Settings;
