@@ -234,8 +234,10 @@ fn the_agent_knows_every_argument_that_it_is_given() {
 
 #[test]
 fn the_watches_get_by_with_the_charts_roles() {
-    use sluice_kube::cluster::{Cluster, Options, Server};
+    use sluice_kube::cluster::{Cluster, EniConfigStanding, Options, Server, Standing, Unready};
+    use sluice_kube::manifests::{Finding, Severity, Topic};
     use sluice_tests::fakes::kubernetes::FakeApiServer;
+    use sluice_tests::fakes::kubernetes::kinds;
     use sluice_tests::fakes::kubernetes::rbac::User;
     let server = FakeApiServer::start().expect("a server");
     server.apply(&serde_json::json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": "kube-system" } }))
@@ -248,7 +250,7 @@ fn the_watches_get_by_with_the_charts_roles() {
     server.user("token", User::named("system:serviceaccount:kube-system:sluice-agent"));
     let file = tempfile::NamedTempFile::new().expect("a file");
     let kubeconfig = format!(
-        "apiVersion: v1\nkind: Config\ncurrent-context: c\ncontexts: [{{name: c, context: {{cluster: s, user: u}}}}]\n\
+        "apiVersion: v1\nkind: Config\ncurrent-context: c\ncontexts: [{{name: c, context: {{cluster: s, user: u, namespace: kube-system}}}}]\n\
          clusters: [{{name: s, cluster: {{server: \"{}\"}}}}]\nusers: [{{name: u, user: {{token: token}}}}]\n",
         server.url()
     );
@@ -258,12 +260,54 @@ fn the_watches_get_by_with_the_charts_roles() {
         server: Server::Kubeconfig(file.path().to_owned()),
         endpoint: None,
         node: "n".into(),
+        instance: "agent".into(),
         watch_seconds: 60,
     };
     let cluster = Cluster::start(&options, move |news| tell.send(news).is_ok()).expect("it starts");
     let told = news.recv_timeout(std::time::Duration::from_secs(20)).expect("something is told");
     assert!(told.synced, "refused: {:?}", told.findings);
     assert!(!cluster.fetch_pod("kube-system", "p", std::time::Duration::from_secs(5)).expect("it may ask"));
+
+    // What operators must know is written under the same rights: Event, condition, an ENIConfig's status, the Lease for it.
+    for object in [
+        serde_json::json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": "n" } }),
+        serde_json::json!({
+            "apiVersion": "crd.k8s.amazonaws.com/v1alpha1", "kind": "ENIConfig",
+            "metadata": { "name": "default" }, "spec": { "subnet": "subnet-1" },
+        }),
+    ] {
+        server.apply(&object).expect("it is taken");
+    }
+    let why = "no such subnet".to_owned();
+    let topic = Topic { name: "default".into(), kind: "ENIConfig", ..Topic::node("ENIConfigUnusable", "") };
+    cluster.announce(Standing {
+        unready: Some(Unready { reason: "ENIConfigUnusable", message: why.clone() }),
+        findings: vec![Finding::new(Severity::Error, why.as_str()).about(topic)],
+        eni_config: Some(EniConfigStanding { name: "default".into(), problem: Some(why) }),
+    });
+    let get = |group: &str, version: &str, plural: &str, name: &str| {
+        let kind = kinds::of_path(group, version, plural).expect("a kind");
+        server
+            .world(|world| world.object(kind, "", name).map(|object| object.value(kind)))
+            .expect("an object")
+    };
+    let told = || {
+        let config = get("crd.k8s.amazonaws.com", "v1alpha1", "eniconfigs", "default");
+        let node = get("", "v1", "nodes", "n");
+        let events = kinds::of_path("events.k8s.io", "v1", "events").expect("a kind");
+        let lease = kinds::of_path("coordination.k8s.io", "v1", "leases").expect("a kind");
+        let (events, leases) = server.world(|world| {
+            (world.store.table(events).len(), world.store.table(lease).range("kube-system").count())
+        });
+        (config["status"]["conditions"][0]["status"] == "False")
+            && node["status"]["conditions"][0]["reason"] == "ENIConfigUnusable"
+            && (events, leases) == (1, 1)
+    };
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while !told() {
+        assert!(std::time::Instant::now() < deadline, "not everything is told");
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
 }
 
 #[test]

@@ -37,7 +37,13 @@ impl Follower {
 
     fn with(server: Server, watch_seconds: u32) -> Self {
         let (tell, news) = channel();
-        let options = Options { server, endpoint: None, node: "node-0".into(), watch_seconds };
+        let options = Options {
+            server,
+            endpoint: None,
+            node: "node-0".into(),
+            instance: "agent".into(),
+            watch_seconds,
+        };
         let cluster = Cluster::start(&options, move |news| tell.send(news).is_ok()).unwrap();
         Self {
             cluster,
@@ -269,6 +275,7 @@ fn a_token_that_is_refused_and_a_role_that_grants_too_little_are_told_apart() {
         server: Server::Kubeconfig(files.path().join("none.yaml")),
         endpoint: None,
         node: "n".into(),
+        instance: "agent".into(),
         watch_seconds: 60,
     };
     let error = Cluster::start(&missing, |_| true).unwrap_err().to_string();

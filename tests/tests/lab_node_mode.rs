@@ -169,6 +169,28 @@ impl Bed {
         }
     }
 
+    /// The node's condition, as an operator sees it: reason and message.
+    fn condition(&self) -> (String, String) {
+        let nodes = kinds::of_path("", "v1", "nodes").unwrap();
+        let node = self.api.world(|world| world.object(nodes, "", "the-node").unwrap().value(nodes));
+        let conditions = node["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        let ours =
+            conditions.into_iter().find(|condition| condition["type"] == sluice_kube::cluster::CONDITION);
+        let text =
+            |member: &str| ours.as_ref().and_then(|c| c[member].as_str()).unwrap_or_default().to_owned();
+        (text("reason"), text("message"))
+    }
+
+    /// The reasons of the Events about an object.
+    fn events(&self, kind: &str) -> Vec<String> {
+        let events = kinds::of_path("events.k8s.io", "v1", "events").unwrap();
+        self.api.world(|world| {
+            let all = world.store.table(events).range("default").map(|event| event.value(events));
+            let ours = all.filter(|event| event["regarding"]["kind"] == kind);
+            ours.map(|event| event["reason"].as_str().unwrap_or_default().to_owned()).collect()
+        })
+    }
+
     fn is_ready(&self) {
         let conflist = self.lab.path("net.d/05-sluice.conflist");
         self.soon("the CNI configuration is there", || conflist.exists());
@@ -243,6 +265,8 @@ fn under_custom_networking_pods_have_addresses_of_the_eniconfig_alone() {
     let _agent = bed.start_agent(&custom);
     bed.soon("what is missing is said", || bed.log().contains("there is no ENIConfig default"));
     assert!(!bed.lab.path("net.d/05-sluice.conflist").exists(), "the node is not ready");
+    bed.soon("the node has a condition", || bed.condition().0 == "ENIConfigUnusable");
+    assert!(bed.condition().1.contains("there is no ENIConfig default"));
     let (wrong, right) = {
         let mut world = bed.shared.world();
         let vpc = world.interfaces().values().find(|eni| eni.primary == NODE).unwrap().vpc.clone();
@@ -261,12 +285,18 @@ fn under_custom_networking_pods_have_addresses_of_the_eniconfig_alone() {
     config(&wrong);
     bed.soon("the wrong zone is said", || bed.log().contains("an interface cannot leave its zone"));
     assert_eq!(bed.interfaces().len(), 1);
+    bed.soon("the condition says so too", || {
+        bed.condition().1.contains("an interface cannot leave its zone")
+    });
+    bed.soon("an Event at the ENIConfig", || bed.events("ENIConfig") == ["ENIConfigUnusable"]);
+    assert_eq!(bed.events("Node"), ["ENIConfigUnusable"], "another a minute later at the earliest");
     config(&right);
     let second = bed.plug();
     assert!(second.primary.to_string().starts_with("10.0.33."), "{second:?}");
     // The gateway of that subnet.
     bed.lab.sh("vpc", "ip addr add 10.0.33.1/32 dev eni1");
     bed.is_ready();
+    bed.soon("the condition is well", || bed.condition().0 == "PodNetworkReady");
     let p = bed.pod("p");
     let mut at_p = None;
     bed.soon("an address of the ENIConfig's subnet", || {

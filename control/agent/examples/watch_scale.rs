@@ -27,6 +27,7 @@ fn main() -> Outcome<()> {
         server: Server::Url(url),
         endpoint: None,
         node: "node-0".into(),
+        instance: "watch-scale".into(),
         watch_seconds: WATCH_SECONDS,
     };
     let begun = Instant::now();

@@ -11,7 +11,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use sluice_kube::cluster::News;
+use sluice_kube::cluster::{News, Standing, Unready};
 use sluice_kube::manifests::{Finding, Severity, Touched};
 use sluice_state::push::PushReply;
 use sluice_state::{Invalid, Op, Pod};
@@ -22,6 +22,7 @@ use crate::inventory::Inventory;
 use crate::model::Model;
 use crate::node::Steer;
 use crate::settings::Settings;
+use crate::standing::{NodeNews, unready};
 use crate::waiting::Waiter;
 pub use crate::waiting::{Attached, NotAttached};
 
@@ -35,6 +36,8 @@ pub enum Event {
     Touched(Touched),
     /// An API server has told something.
     News(News),
+    /// What is to be said of the node's interfaces and addresses is something else now.
+    Node(NodeNews),
     /// The node's ENIs are others now.
     Inventory(Box<Inventory>),
     /// Read the inventory and the whole directory again.
@@ -91,6 +94,21 @@ pub struct Agent {
     on_ready: Option<OnReady>,
     /// Who makes the node's interfaces.
     steer: Option<Steer>,
+    /// What is said of the node's interfaces and addresses.
+    node: NodeNews,
+    /// Why the daemon refuses everything, if it does.
+    refusal: Option<String>,
+    /// Who tells the cluster.
+    announce: Option<Announce>,
+}
+
+/// Tells the cluster what operators must know.
+struct Announce(Box<dyn Fn(Standing) + Send>);
+
+impl std::fmt::Debug for Announce {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Announce")
+    }
 }
 
 /// What is done once an agent is ready.
@@ -187,6 +205,9 @@ impl Agent {
             waiters: Vec::new(),
             on_ready: None,
             steer: None,
+            node: NodeNews::default(),
+            refusal: None,
+            announce: None,
         };
         agent.settle();
         agent
@@ -202,6 +223,11 @@ impl Agent {
     /// Who hears what the API server says of this node.
     pub(crate) fn steer(&mut self, steer: Steer) {
         self.steer = Some(steer);
+    }
+
+    /// Who tells the cluster what operators must know.
+    pub(crate) fn announce(&mut self, announce: impl Fn(Standing) + Send + 'static) {
+        self.announce = Some(Announce(Box::new(announce)));
     }
 
     /// What is done once the daemon has taken everything for the first time.
@@ -235,6 +261,10 @@ impl Agent {
                     }
                     let ops = self.model.hear(news);
                     self.changed(ops);
+                }
+                Ok(Event::Node(news)) => {
+                    self.node = news;
+                    self.settle();
                 }
                 Ok(Event::Rescan) => self.rescan(),
                 Ok(Event::Attach { pod, uid, reply }) => self.attach(pod, &uid, reply),
@@ -331,7 +361,8 @@ impl Agent {
     /// Keeps what was given out, and says what is newly found.
     fn settle(&mut self) {
         self.store.keep(self.model.allocations());
-        let now: BTreeSet<Finding> = self.model.findings().into_iter().collect();
+        let findings = self.model.findings().into_iter().chain(self.node.findings.iter().cloned());
+        let now: BTreeSet<Finding> = findings.collect();
         for finding in now.difference(&self.said) {
             match finding.severity {
                 Severity::Error => tracing::error!("{finding}"),
@@ -375,6 +406,7 @@ impl Agent {
                     }
                     *at = Instant::now() + *wait;
                     *wait = (*wait * 2).min(BACKOFF[1]);
+                    self.report();
                     return;
                 }
             }
@@ -426,6 +458,7 @@ impl Agent {
                 let (ops, took) =
                     sent.take().map_or((0, Duration::ZERO), |sent| (sent.ops, sent.at.elapsed()));
                 *refused = false;
+                self.refusal = None;
                 self.accepted = Some(generation);
                 tracing::info!(generation, ops, took_us = took.as_micros(), "in force");
                 for warning in warnings {
@@ -465,6 +498,10 @@ impl Agent {
                     self.waiters.iter_mut().for_each(|waiter| waiter.sent = None);
                 }
                 self.pending = if whole { Vec::new() } else { self.whole() };
+                if whole {
+                    let findings: String = findings.iter().map(|finding| format!("; {finding}")).collect();
+                    self.refusal = Some(format!("{reason}{findings}"));
+                }
                 if let Link::Up { refused, .. } = &mut self.link {
                     *refused = whole;
                 }
@@ -480,8 +517,15 @@ impl Agent {
         Ok(())
     }
 
-    /// Writes the status file, where there is to be one.
+    /// Tells the cluster, and writes the status file where there is to be one.
     fn report(&self) {
+        if let Some(Announce(announce)) = &self.announce {
+            announce(Standing {
+                unready: self.unready(),
+                findings: self.said.iter().filter(|finding| finding.topic.is_some()).cloned().collect(),
+                eni_config: self.node.eni_config.clone(),
+            });
+        }
         let Some(path) = &self.places.status else { return };
         let state = self.model.state();
         let pods = state.pods.into_iter();
@@ -501,5 +545,14 @@ impl Agent {
         if let Err(error) = write(path, &status) {
             tracing::warn!(file = %path.display(), %error, "the status cannot be written");
         }
+    }
+
+    /// Why this node's pods may have no network.
+    fn unready(&self) -> Option<Unready> {
+        let daemon = match &self.link {
+            Link::Down { said, .. } => Err(said.as_str()),
+            Link::Up { .. } => Ok(self.refusal.as_deref()),
+        };
+        unready(self.model.is_known(), daemon, &self.node.findings)
     }
 }

@@ -305,6 +305,9 @@ fn run(args: RunArgs) -> anyhow::Result<()> {
     if let Some(steer) = steer.clone() {
         agent.steer(steer);
     }
+    if let Some(cluster) = cluster.clone() {
+        agent.announce(move |standing| cluster.announce(standing));
+    }
     let mut answering = None;
     if let Some(mut cni) = cni {
         agent.restore(std::mem::take(&mut cni.restored));
@@ -342,6 +345,10 @@ impl From {
             server,
             endpoint: settings.environment.cluster_endpoint.clone(),
             node: inventory.state.node.name.clone(),
+            instance: std::env::var("MY_POD_NAME")
+                .ok()
+                .filter(|name| !name.is_empty())
+                .unwrap_or_else(|| inventory.state.node.name.clone()),
             watch_seconds: WATCH_SECONDS,
         };
         let cluster = Cluster::start(&options, move |news| tell.send(Event::News(news)).is_ok())?;

@@ -21,6 +21,7 @@ mod model;
 pub mod node;
 mod objects;
 mod settings;
+mod standing;
 pub mod vpc_cni;
 mod waiting;
 
@@ -28,3 +29,4 @@ pub use agent::{Agent, Attached, Event, NotAttached};
 pub use inventory::{Cluster, Inventory, InventoryError, OtherNode};
 pub use model::Model;
 pub use settings::{Mode, Settings};
+pub use standing::NodeNews;

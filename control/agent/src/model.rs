@@ -6,7 +6,7 @@ use std::path::Path;
 
 use ipnet::Ipv4Net;
 use sluice_kube::cluster::News;
-use sluice_kube::manifests::{Allocations, Directory, Finding, Severity, Touched};
+use sluice_kube::manifests::{Allocations, Directory, Finding, Severity, Topic, Touched};
 use sluice_policy::{Change, Kind, Object, ObjectId, World};
 use sluice_state::{Op, Pod, PortRange, SnatPorts, State};
 
@@ -263,11 +263,14 @@ impl Model {
     #[must_use]
     pub fn findings(&self) -> Vec<Finding> {
         let mut findings = self.objects.findings();
-        let general = |severity, message| Finding { file: None, line: 0, column: 0, severity, message };
-        findings.extend(
-            self.refused.iter().map(|(id, why)| general(Severity::Error, format!("{id} is refused: {why}"))),
-        );
-        findings.extend(self.world.findings().iter().map(|f| general(Severity::Warning, f.to_string())));
+        findings.extend(self.refused.iter().map(|(id, why)| {
+            let message = format!("{id} is refused: {why}");
+            Finding::new(Severity::Error, message).about(Topic::of("Refused", id))
+        }));
+        findings.extend(self.world.findings().iter().map(|found| {
+            let topic = Topic::of(found.word, &found.object);
+            Finding::new(Severity::Warning, found.to_string()).about(topic)
+        }));
         findings
     }
 }

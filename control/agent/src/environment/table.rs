@@ -281,7 +281,7 @@ pub const VARIABLES: &[Variable] = &[
     ),
     row("AWS_VPC_K8S_CNI_CONFIGURE_RPFILTER", "-", Ignored, "It does nothing in the VPC CNI either."),
     row("MY_NODE_NAME", "-", Honoured, "This node's name where no inventory says it; the chart sets it."),
-    row("MY_POD_NAME", "-", Ignored, "No event is written yet."),
+    row("MY_POD_NAME", "-", Honoured, "Who Events are from, as they say; the chart sets it."),
     row("VPC_CNI_VERSION", "-", Ignored, "Sluice has its own version: `sluice-agent --version`."),
     row("AWS_VPC_K8S_EGRESS_V4_PLUGIN_LOG_FILE", "-", Ignored, "There is no egress plugin."),
     row("AWS_VPC_K8S_EGRESS_V6_PLUGIN_LOG_FILE", "-", Ignored, "There is no egress plugin."),

@@ -25,7 +25,7 @@ use sluice_ec2::moment::Clock;
 use sluice_ec2::pool::{Parts, Pool, ask_limits};
 use sluice_ec2::settings::{CustomKeys, Settings as PoolSettings};
 use sluice_ec2::store::{Eni, Lease, Role};
-use sluice_kube::cluster::{EniConfig, News, NodeFacts};
+use sluice_kube::cluster::{EniConfig, EniConfigStanding, News, NodeFacts};
 use sluice_state::{Mac, Node, State};
 use tokio::sync::Notify;
 
@@ -33,6 +33,7 @@ use crate::agent::Event;
 use crate::cni::{self, Addresses, Pooled};
 use crate::environment::Environment;
 use crate::inventory::{Cluster, Inventory};
+use crate::standing::NodeNews;
 use crate::vpc_cni::{Host, furnish};
 
 /// How long IMDS and EC2 are waited for at the start; kubelet then starts the agent anew.
@@ -41,6 +42,8 @@ const PATIENCE: Duration = Duration::from_secs(120);
 const AGAIN: Duration = Duration::from_secs(2);
 /// ENIs and the ENIConfig are looked at this often, whatever is told.
 const LOOK: Duration = Duration::from_secs(30);
+/// An ENIConfig that has not changed is checked again this often: a subnet may have run full.
+const RECHECK: Duration = Duration::from_secs(30);
 /// A link that EC2 has attached and the kernel has not got yet is looked for this often.
 const LINK: Duration = Duration::from_millis(500);
 
@@ -64,6 +67,13 @@ struct Steering {
     /// What is known of both; absent before the API server has told anything.
     known: Mutex<Option<(NodeFacts, Vec<EniConfig>)>>,
     news: Notify,
+}
+
+/// An ENIConfig that EC2 was asked about.
+struct Checked {
+    asked: (String, Option<Spec>),
+    at: Instant,
+    standing: EniConfigStanding,
 }
 
 /// What does not change while the agent runs.
@@ -104,12 +114,17 @@ impl Steer {
 }
 
 impl Steering {
-    /// Where interfaces are to be made: the node's ENIConfig, if it is usable.
-    async fn settle(&self, ec2: &Ec2, place: &Place, said: &mut Option<String>) {
-        let Some(keys) = &self.custom else { return };
-        let (name, spec) = {
+    /// Where interfaces are to be made: the node's ENIConfig, if it is usable. Gives what is to be said of it.
+    async fn settle(
+        &self,
+        ec2: &Ec2,
+        place: &Place,
+        before: &mut Option<Checked>,
+    ) -> Option<EniConfigStanding> {
+        let keys = self.custom.as_ref()?;
+        let asked = {
             let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-            let Some(known) = &*known else { return };
+            let known = known.as_ref()?;
             let name = custom::name_of(keys, &known.0.labels, &known.0.annotations).to_owned();
             let config = known.1.iter().find(|config| config.name() == name);
             let spec = config.map(|config| Spec {
@@ -118,6 +133,12 @@ impl Steering {
             });
             (name, spec)
         };
+        // Pods come and go more often than an ENIConfig changes, and EC2 counts every question.
+        let known = before.as_ref().filter(|before| before.asked == asked && before.at.elapsed() < RECHECK);
+        if let Some(known) = known {
+            return Some(known.standing.clone());
+        }
+        let (name, spec) = asked.clone();
         let outcome = match spec {
             Some(spec) => custom::check(ec2, &name, &spec, place).await.map_err(|error| error.to_string()),
             None => Err(format!(
@@ -128,21 +149,14 @@ impl Steering {
                 keys.annotation
             )),
         };
-        match outcome {
-            Ok(network) => {
-                if said.take().is_some() {
-                    tracing::info!(eniconfig = network.name, subnet = %network.subnet, "interfaces are made by this ENIConfig");
-                }
-                self.pool.set_network(Some(network));
-            }
-            Err(why) => {
-                if said.as_ref() != Some(&why) {
-                    tracing::error!("{why}");
-                    *said = Some(why);
-                }
-                self.pool.set_network(None);
-            }
-        }
+        let (network, problem) = match outcome {
+            Ok(network) => (Some(network), None),
+            Err(why) => (None, Some(why)),
+        };
+        self.pool.set_network(network);
+        let standing = EniConfigStanding { name, problem };
+        *before = Some(Checked { asked, at: Instant::now(), standing: standing.clone() });
+        Some(standing)
     }
 }
 
@@ -269,9 +283,17 @@ async fn follow(
     tell: Sender<Event>,
 ) {
     let mut changes = steering.pool.watch();
-    let mut said = None;
+    let (mut said, mut checked) = (NodeNews::default(), None);
     loop {
-        steering.settle(&checker, &fixed.place, &mut said).await;
+        let eni_config = steering.settle(&checker, &fixed.place, &mut checked).await;
+        let (troubles, lost) = (steering.pool.troubles(), steering.pool.lost());
+        let news = NodeNews::of(&fixed.name, &troubles, &lost, eni_config);
+        if news != said {
+            said = news.clone();
+            if tell.send(Event::Node(news)).is_err() {
+                return;
+            }
+        }
         tokio::select! {
             // The pool lives as long as this does.
             _ = changes.changed() => {}

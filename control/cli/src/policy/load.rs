@@ -213,15 +213,10 @@ impl Cluster {
             }
         }
         if without > 0 {
-            self.findings.push(Finding {
-                file: None,
-                line: 0,
-                column: 0,
-                severity: Severity::Error,
-                message: format!(
-                    "{without} pods have no address: {cidr} is too small, name a wider --pod-cidr"
-                ),
-            });
+            self.findings.push(Finding::new(
+                Severity::Error,
+                format!("{without} pods have no address: {cidr} is too small, name a wider --pod-cidr"),
+            ));
         }
     }
 }

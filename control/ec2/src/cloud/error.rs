@@ -207,7 +207,41 @@ impl ErrorKind {
     pub fn passes(self) -> bool {
         matches!(self, Self::Throttled | Self::Unreachable | Self::Server | Self::InUse)
     }
+
+    /// One word for it, as an Event has it (VPC CNI: `MissingIAMPermissions`).
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Denied => "MissingIAMPermissions",
+            Self::Throttled => "EC2Throttles",
+            Self::Exhausted(_) => "SubnetExhausted",
+            Self::Limit(_) => "EC2LimitReached",
+            Self::Gone => "EC2ObjectGone",
+            Self::InUse => "EC2ObjectInUse",
+            Self::Credentials => "AWSCredentialsRefused",
+            Self::ClockSkew => "ClockSkew",
+            Self::Unreachable => "EC2Unreachable",
+            Self::Server => "EC2Fails",
+            Self::Invalid => "EC2Refuses",
+        }
+    }
+
+    /// What somebody can do about it, where EC2's own words do not say so.
+    fn way_out(self) -> &'static str {
+        match self {
+            Self::Denied => {
+                "; the IAM role of the agent's service account, or of the node, must allow it (AmazonEKS_CNI_Policy)"
+            }
+            Self::Credentials => "; `sluice-agent cloud` says whose credentials are used",
+            Self::ClockSkew => "; is the node's clock right?",
+            Self::Exhausted(_) => "; free addresses there, or tag another subnet for pods",
+            _ => "",
+        }
+    }
 }
+
+/// What EC2 says of a denied call in addition, other at each call.
+const ENCODED: &str = "Encoded authorization failure message";
 
 impl fmt::Display for ErrorKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -247,6 +281,14 @@ pub struct CloudError {
 }
 
 impl CloudError {
+    /// What stands as long as the call fails alike: without what differs at each call, and with the way out.
+    #[must_use]
+    pub fn standing(&self) -> String {
+        let message = self.message.split(ENCODED).next().unwrap_or_default().trim();
+        let Self { action, kind, code, .. } = self;
+        format!("ec2:{action} fails ({kind}): {code}: {message}{}", kind.way_out())
+    }
+
     /// An answer of EC2: the class follows from `code` and the HTTP `status`.
     pub fn answered(
         action: Action,
@@ -340,6 +382,19 @@ mod tests {
         }
         let message = "Network interface 'eni-1' is currently in use.";
         assert_eq!(ErrorKind::of("InvalidParameterValue", message, 400), ErrorKind::InUse);
+    }
+
+    #[test]
+    fn what_stands_has_nothing_that_differs_at_each_call() {
+        let of = |request: &str, blob: &str| {
+            let message = format!("You are not authorized. Encoded authorization failure message: {blob}");
+            let id = Some(request.to_owned());
+            CloudError::answered(Action::CreateTags, 403, "UnauthorizedOperation", &message, id).standing()
+        };
+        assert_eq!(of("r-1", "abc"), of("r-2", "def"));
+        assert!(
+            of("r-1", "abc").contains("ec2:CreateTags") && of("r-1", "abc").contains("AmazonEKS_CNI_Policy")
+        );
     }
 
     #[test]

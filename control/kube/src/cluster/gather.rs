@@ -18,7 +18,7 @@ use tokio::sync::Notify;
 
 use super::News;
 use super::slim::{EniConfig, NodeFacts, SlimNode, SlimPod, namespace};
-use crate::manifests::{Finding, Severity};
+use crate::manifests::{Finding, Severity, Topic};
 
 /// Changes within this time are told together.
 const TOGETHER: Duration = Duration::from_millis(10);
@@ -347,7 +347,6 @@ impl Gather {
     }
 
     fn findings(&self, synced: bool) -> Vec<Finding> {
-        let general = |severity, message| Finding { file: None, line: 0, column: 0, severity, message };
         let stays = if synced {
             "what is known stays in force"
         } else {
@@ -355,25 +354,31 @@ impl Gather {
         };
         let troubles = self.watches.iter().filter_map(|watch| watch.trouble.as_ref()).map(|(why, _)| why);
         let mut all: Vec<Finding> =
-            troubles.map(|why| general(Severity::Error, format!("{why}; {stays}"))).collect();
+            troubles.map(|why| Finding::new(Severity::Error, format!("{why}; {stays}"))).collect();
         all.extend(self.refused.iter().map(|((place, (namespace, name)), why)| {
-            let plural = PLURALS[*place];
+            let (plural, kind) = NAMES[*place];
             let slash = if namespace.is_empty() { "" } else { "/" };
-            general(Severity::Error, format!("{plural} {namespace}{slash}{name} is refused: {why}"))
+            let message = format!("{plural} {namespace}{slash}{name} is refused: {why}");
+            let (namespace, name) = (namespace.to_string(), name.to_string());
+            let topic = Topic { reason: REFUSED, kind, namespace, name, local: false };
+            Finding::new(Severity::Error, message).about(topic)
         }));
         all
     }
 }
 
-/// What the watches are called, by their places.
-const PLURALS: [&str; KINDS] = [
-    SlimPod::PLURAL,
-    SlimNode::PLURAL,
-    PartialObjectMeta::<core::Namespace>::PLURAL,
-    NetworkPolicy::PLURAL,
-    Service::PLURAL,
-    EndpointSlice::PLURAL,
-    EniConfig::PLURAL,
+/// An object that makes no sense here; its last good version stays in force.
+const REFUSED: &str = "Refused";
+
+/// What the watches and their kinds are called, by their places.
+const NAMES: [(&str, &str); KINDS] = [
+    (SlimPod::PLURAL, "Pod"),
+    (SlimNode::PLURAL, "Node"),
+    (PartialObjectMeta::<core::Namespace>::PLURAL, "Namespace"),
+    (NetworkPolicy::PLURAL, "NetworkPolicy"),
+    (Service::PLURAL, "Service"),
+    (EndpointSlice::PLURAL, "EndpointSlice"),
+    (EniConfig::PLURAL, "ENIConfig"),
 ];
 
 impl Watched for SlimPod {

@@ -12,6 +12,7 @@
 
 mod follow;
 mod gather;
+mod herald;
 mod slim;
 mod trouble;
 
@@ -28,10 +29,12 @@ use kube::core::PartialObjectMeta;
 use kube::{Api, Client, Config};
 use sluice_policy::Change;
 use tokio::runtime::Handle;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 pub use gather::Watched;
 use gather::{Gather, SharedGather};
+use herald::Herald;
+pub use herald::{CONDITION, EniConfigStanding, Standing, Unready};
 pub use slim::{EniConfig, NodeFacts};
 use slim::{SlimNode, SlimPod};
 
@@ -58,6 +61,8 @@ pub struct Options {
     pub endpoint: Option<String>,
     /// This node's name.
     pub node: String,
+    /// This agent's name in Events: its pod's, or the node's.
+    pub instance: String,
     /// Seconds until a watch is opened anew; a stream that says nothing for so long and 5 s is given up.
     pub watch_seconds: u32,
 }
@@ -116,6 +121,7 @@ pub struct Cluster {
     gather: SharedGather,
     client: Client,
     runtime: Handle,
+    standing: watch::Sender<Option<Standing>>,
     stop: Option<oneshot::Sender<()>>,
 }
 
@@ -134,17 +140,31 @@ impl Cluster {
         let client = runtime.block_on(client(options))?;
         let gather = Gather::shared(&options.node, tell);
         let (stop, stopped) = oneshot::channel();
+        let (standing, told) = watch::channel(None);
+        let herald = Herald::new(client.clone(), &options.node, &options.instance);
         let (watching, asked, seconds) = (Arc::clone(&gather), client.clone(), options.watch_seconds);
         std::thread::Builder::new().name("sluice-watch".into()).spawn(move || {
             runtime.block_on(async {
                 tokio::select! {
                     () = watch_all(&asked, &watching, seconds) => {}
+                    () = herald.run(told) => {}
                     // Whoever holds the other end has ended.
                     _ = stopped => {}
                 }
             });
         })?;
-        Ok(Self { gather, client, runtime: handle, stop: Some(stop) })
+        Ok(Self { gather, client, runtime: handle, standing, stop: Some(stop) })
+    }
+
+    /// Takes what holds now for the cluster to hear of: as Events, as this node's condition ([`CONDITION`]) and, where its
+    /// definition has one, as the status of the node's `ENIConfig`. Returns at once; what the server does not take is tried
+    /// again as long as it holds.
+    pub fn announce(&self, standing: Standing) {
+        self.standing.send_if_modified(|told| {
+            let new = told.as_ref() != Some(&standing);
+            *told = Some(standing);
+            new
+        });
     }
 
     /// Asks for a pod and tells it before this returns: false when there is none. What the watch says of the pod as it was

@@ -61,12 +61,9 @@ impl Directory {
         touched.extend(self.files.paths().filter(|p| !found.contains_key(*p) && !hidden(p)).cloned());
         self.unread = failed
             .iter()
-            .map(|(path, error)| Finding {
-                file: Some(Arc::from(path.as_path())),
-                line: 0,
-                column: 0,
-                severity: Severity::Error,
-                message: format!("cannot be read: {error}; what it held before stays in force"),
+            .map(|(path, error)| {
+                let message = format!("cannot be read: {error}; what it held before stays in force");
+                Finding::at(Some(Arc::from(path.as_path())), (0, 0), Severity::Error, message)
             })
             .collect();
         self.reload(&touched)

@@ -141,12 +141,8 @@ impl Files {
             });
             let Some((first, line)) = places.next() else { continue };
             let message = format!("{key} is also in {}:{line}, which stays in force", first.display());
-            findings.extend(places.map(|(path, line)| Finding {
-                file: Some(Arc::clone(path)),
-                line,
-                column: 0,
-                severity: Severity::Error,
-                message: message.clone(),
+            findings.extend(places.map(|(path, line)| {
+                Finding::at(Some(Arc::clone(path)), (line, 0), Severity::Error, &*message)
             }));
         }
         findings
@@ -351,6 +347,6 @@ impl File {
 
     fn say(&mut self, path: &Arc<Path>, at: Position, severity: Severity, message: String) {
         let file = Some(Arc::clone(path));
-        self.findings.push(Finding { file, line: at.line, column: at.column, severity, message });
+        self.findings.push(Finding::at(file, (at.line, at.column), severity, message));
     }
 }

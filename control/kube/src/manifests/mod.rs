@@ -26,7 +26,7 @@ mod watch;
 
 pub use decode::{Key, Kind};
 pub use directory::{Batch, Directory};
-pub use finding::{Finding, Severity};
+pub use finding::{Finding, Severity, Topic};
 pub use placement::{Allocations, NODE_PORTS, NodePlace, Placement, Slot};
 pub use watch::{Touched, WatchError, Watcher};
 

@@ -51,13 +51,7 @@ impl Problems {
         let all = self.manifests.values().flatten().chain(self.pods.values());
         all.map(|problem| {
             let (file, line) = files.place(&problem.manifest).unzip();
-            Finding {
-                file,
-                line: line.unwrap_or(0),
-                column: 0,
-                severity: problem.severity,
-                message: problem.message.clone(),
-            }
+            Finding::at(file, (line.unwrap_or(0), 0), problem.severity, &*problem.message)
         })
         .collect()
     }

@@ -28,6 +28,8 @@ pub struct Update {
 pub struct Finding {
     /// The object.
     pub object: ObjectId,
+    /// One word for it.
+    pub word: &'static str,
     /// What is the matter, and what is done about it.
     pub reason: String,
 }
@@ -224,6 +226,7 @@ impl World {
         for (ns, pod) in takers.iter().filter(|id| *id != owner).filter_map(name) {
             findings.push(Finding {
                 object: ObjectId { kind: Kind::Pod, namespace: ns, name: pod },
+                word: "AddressConflict",
                 reason: format!(
                     "has address {address} with pod {namespace}/{winner}, which is the newest running one: peers see \
                      that one there until one of the two is gone"
@@ -243,6 +246,7 @@ impl World {
                     namespace: spec.namespace.clone(),
                     name: spec.name.clone(),
                 },
+                word: "UnknownPortName",
                 reason: format!(
                     "{origin} allows port `{}` ({}), but {whose} has a port of this name and protocol: it matches nothing",
                     port.name, port.protocol

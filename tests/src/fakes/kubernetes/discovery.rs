@@ -36,16 +36,17 @@ pub fn all(custom: bool) -> Value {
     json!({ "kind": "APIGroupList", "apiVersion": "v1", "groups": groups })
 }
 
-/// The resources of a group and version.
+/// The resources of a group and version. `custom_status`: has the CRD of `ENIConfig` a status subresource?
 #[must_use]
-pub fn group(group: &str, version: &str) -> Value {
+pub fn group(group: &str, version: &str, custom_status: bool) -> Value {
     let ours = RESOURCES.iter().filter(|r| r.group == group && r.version == version);
-    let resources: Vec<Value> = ours.flat_map(resource).collect();
+    let resources: Vec<Value> =
+        ours.flat_map(|r| resource(r, r.status && (custom_status || !r.custom))).collect();
     let group_version = if group.is_empty() { version.into() } else { format!("{group}/{version}") };
     json!({ "kind": "APIResourceList", "apiVersion": "v1", "groupVersion": group_version, "resources": resources })
 }
 
-fn resource(resource: &Resource) -> Vec<Value> {
+fn resource(resource: &Resource, status: bool) -> Vec<Value> {
     const VERBS: [&str; 8] =
         ["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
     let entry = |name: String, singular: String, verbs: &[&str]| {
@@ -54,7 +55,7 @@ fn resource(resource: &Resource) -> Vec<Value> {
         })
     };
     let mut entries = vec![entry(resource.plural.into(), resource.kind.to_lowercase(), &VERBS)];
-    if resource.status {
+    if status {
         let status = format!("{}/status", resource.plural);
         entries.push(entry(status, String::new(), &["get", "patch", "update"]));
     }

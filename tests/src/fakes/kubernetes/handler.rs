@@ -56,12 +56,15 @@ async fn route(shared: &Arc<Shared>, request: Request<Incoming>) -> Result<Reply
     }
     shared.count();
     let user = shared.users.lock().unwrap_or_else(PoisonError::into_inner).of(header(AUTHORIZATION))?;
-    let custom = shared.world(|world| world.custom);
+    let (custom, status) = shared.world(|world| (world.custom, world.custom_status));
     let place = request::place(&path, custom);
     let target = match place {
+        Place::Objects(target) if target.resource.custom && target.subresource == "status" && !status => {
+            return Err(request::no_resource());
+        }
         Place::Objects(target) => target,
         Place::Discovery(group, version) => {
-            return Ok(answer::document(200, &discovery::group(&group, &version), Wanted::Whole));
+            return Ok(answer::document(200, &discovery::group(&group, &version, status), Wanted::Whole));
         }
         Place::NoResource => return Err(request::no_resource()),
         Place::Nowhere => return Ok(elsewhere(shared, &head.method, &path, custom, &user, &read().await?)),

@@ -36,6 +36,8 @@ pub struct Options {
     pub patience: Duration,
     /// Is the CRD of `ENIConfig` there?
     pub custom: bool,
+    /// Has it a status subresource? The VPC CNI's has none.
+    pub custom_status: bool,
 }
 
 impl Default for Options {
@@ -45,6 +47,7 @@ impl Default for Options {
             bookmark_every: Duration::from_secs(60),
             patience: Duration::from_secs(3),
             custom: true,
+            custom_status: true,
         }
     }
 }
@@ -131,6 +134,7 @@ impl FakeApiServer {
             .build()?;
         let mut world = World::default();
         world.custom = options.custom;
+        world.custom_status = options.custom_status;
         let shared = Arc::new(Shared {
             version: watch::channel(world.store.rv()).0,
             world: Mutex::new(world),

@@ -80,6 +80,8 @@ pub struct World {
     pub store: Store,
     /// Is the CRD of `ENIConfig` there?
     pub custom: bool,
+    /// Has it a status subresource?
+    pub custom_status: bool,
     /// The addresses of services.
     pub service_range: ipnet::Ipv4Net,
     lots: Lots,
@@ -92,6 +94,7 @@ impl Default for World {
         let mut world = Self {
             store: Store::default(),
             custom: true,
+            custom_status: true,
             service_range: services::DEFAULT_RANGE,
             lots: Lots::new(0x5eed),
             addresses: BTreeSet::new(),

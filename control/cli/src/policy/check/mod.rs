@@ -287,13 +287,9 @@ impl<'c> Lint<'c> {
     }
 
     fn warn(&mut self, field: &str, message: &str) {
-        self.findings.push(Finding {
-            file: self.placed.file.clone(),
-            line: self.placed.line,
-            column: 0,
-            severity: Severity::Warning,
-            message: format!("{} {field}: {message}", name(&self.placed.policy)),
-        });
+        let message = format!("{} {field}: {message}", name(&self.placed.policy));
+        let file = self.placed.file.clone();
+        self.findings.push(Finding::at(file, (self.placed.line, 0), Severity::Warning, message));
     }
 }
 

@@ -341,6 +341,7 @@ impl ServiceTable {
         for claim in claims.iter().skip(1) {
             findings.push(Finding {
                 object: claim.source.object(),
+                word: "PortConflict",
                 reason: format!(
                     "claims {shown} {port}/{protocol}, which leads to {}: pods of this node do not reach it there",
                     first.service
