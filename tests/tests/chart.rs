@@ -397,6 +397,26 @@ fn both_run_on_every_ec2_node_before_its_network() {
 }
 
 #[test]
+fn probes_ask_where_the_agent_answers() {
+    let agent = |values: &str| {
+        containers(object(&objects(&rendered(values)), "DaemonSet", "sluice-agent"))[1].clone()
+    };
+    let usual = agent("");
+    for (probe, path) in [("readinessProbe", "/readyz"), ("livenessProbe", "/healthz")] {
+        let asked = &usual[probe]["httpGet"];
+        assert_eq!(
+            (&asked["host"], &asked["port"], &asked["path"]),
+            (&"127.0.0.1".into(), &61679.into(), &path.into())
+        );
+    }
+    assert_eq!(usual["ports"][0]["containerPort"], 61678);
+    // Without introspection there is nobody to ask.
+    let quiet = agent("agent: {env: {DISABLE_INTROSPECTION: true, DISABLE_METRICS: true}}");
+    assert!(quiet["readinessProbe"]["exec"].is_object() && quiet.get("livenessProbe").is_none());
+    assert!(quiet.get("ports").is_none());
+}
+
+#[test]
 fn what_is_set_arrives() {
     let text = rendered(EVERYTHING);
     let objects = objects(&text);

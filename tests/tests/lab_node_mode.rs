@@ -2,7 +2,8 @@
 //! server, and answers the CNI plugin. EC2 and the API server are the fakes, in the node's own namespace; the ENIs are the
 //! lab's links, which get their MAC addresses from the fake as a hypervisor would give them.
 
-use std::net::Ipv4Addr;
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, TcpStream};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -181,6 +182,18 @@ impl Bed {
         (text("reason"), text("message"))
     }
 
+    /// What the agent has at a port of its node.
+    fn page(&self, port: u16, path: &str) -> String {
+        self.lab.within("node", || {
+            let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
+            stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+            write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+            let mut text = String::new();
+            stream.read_to_string(&mut text).unwrap();
+            text
+        })
+    }
+
     /// The reasons of the Events about an object.
     fn events(&self, kind: &str) -> Vec<String> {
         let events = kinds::of_path("events.k8s.io", "v1", "events").unwrap();
@@ -240,6 +253,19 @@ fn a_node_finds_its_enis_gives_their_addresses_to_pods_and_keeps_both_over_a_res
     assert_eq!(*bed.lab.within("q", || tcp_peer(None, bed.lab.address("host-v"), PEER)).ip(), at_q);
     assert_eq!(*bed.lab.within("q", || tcp_peer(None, bed.lab.address("host-x"), PEER)).ip(), NODE);
     assert_eq!(bed.lab.source_check_drops(), 0, "each source leaves by the ENI that owns it");
+
+    // Where the VPC CNI has them.
+    let metrics = bed.page(61678, "/metrics");
+    for line in [
+        "awscni_eni_allocated 2",
+        "awscni_eni_max 2",
+        "awscni_ec2api_req_count{fn=\"CreateNetworkInterface\"} 1",
+    ] {
+        assert!(metrics.lines().any(|found| found == line), "{line}: {metrics}");
+    }
+    assert!(bed.page(61678, "/v1/pods").contains("there is nothing here"), "for others only metrics");
+    let pods = bed.page(61679, "/v1/pods");
+    assert!(pods.contains(&at_p.to_string()) && pods.contains(&at_q.to_string()), "{pods}");
 
     signal(i32::try_from(agent.0.id()).unwrap(), Signal::SIGTERM);
     drop(agent);

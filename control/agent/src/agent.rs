@@ -25,6 +25,7 @@ use crate::settings::Settings;
 use crate::standing::{NodeNews, unready};
 use crate::waiting::Waiter;
 pub use crate::waiting::{Attached, NotAttached};
+use crate::web::Snapshot;
 
 /// The wait before a connection is tried again, from and to.
 const BACKOFF: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(5)];
@@ -40,6 +41,8 @@ pub enum Event {
     Node(NodeNews),
     /// The node's ENIs are others now.
     Inventory(Box<Inventory>),
+    /// Say how it stands.
+    Ask(SyncSender<Snapshot>),
     /// Read the inventory and the whole directory again.
     Rescan,
     /// End.
@@ -87,6 +90,8 @@ pub struct Agent {
     accepted: Option<u64>,
     said: BTreeSet<Finding>,
     connections: u64,
+    /// Generations that were accepted, and refused.
+    generations: [u64; 2],
     once: bool,
     /// Who waits for the path of a pod.
     waiters: Vec<Waiter>,
@@ -201,6 +206,7 @@ impl Agent {
             accepted: None,
             said: BTreeSet::new(),
             connections: 0,
+            generations: [0; 2],
             once,
             waiters: Vec::new(),
             on_ready: None,
@@ -265,6 +271,10 @@ impl Agent {
                 Ok(Event::Node(news)) => {
                     self.node = news;
                     self.settle();
+                }
+                Ok(Event::Ask(reply)) => {
+                    // Who asked may have given up.
+                    let _ = reply.try_send(self.snapshot());
                 }
                 Ok(Event::Rescan) => self.rescan(),
                 Ok(Event::Attach { pod, uid, reply }) => self.attach(pod, &uid, reply),
@@ -459,6 +469,7 @@ impl Agent {
                     sent.take().map_or((0, Duration::ZERO), |sent| (sent.ops, sent.at.elapsed()));
                 *refused = false;
                 self.refusal = None;
+                self.generations[0] += 1;
                 self.accepted = Some(generation);
                 tracing::info!(generation, ops, took_us = took.as_micros(), "in force");
                 for warning in warnings {
@@ -480,6 +491,7 @@ impl Agent {
                 }
             }
             Some(PushReply::Refused { generation, reason, findings }) => {
+                self.generations[1] += 1;
                 let (number, whole) = sent.take().map_or((0, true), |sent| (sent.number, sent.whole));
                 tracing::error!(stays = generation, "the daemon refuses a generation: {reason}");
                 for finding in &findings {
@@ -544,6 +556,24 @@ impl Agent {
         };
         if let Err(error) = write(path, &status) {
             tracing::warn!(file = %path.display(), %error, "the status cannot be written");
+        }
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        Snapshot {
+            node: self.model.inventory().state.node.name.clone(),
+            connected: matches!(self.link, Link::Up { .. }),
+            generation: self.accepted,
+            synced: self.model.is_known(),
+            pods: self.model.paths(),
+            generations: self.generations,
+            unready: self.unready().map(|why| (why.reason, why.message)),
+            findings: self.said.iter().cloned().collect(),
+            eni_config: self
+                .node
+                .eni_config
+                .as_ref()
+                .map(|config| (config.name.clone(), config.problem.clone())),
         }
     }
 

@@ -1,6 +1,7 @@
 //! The command line of `sluice-agent`.
 
 use std::io::{self, IsTerminal as _, Write as _};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -25,6 +26,7 @@ use crate::environment::{Environment, Printed, VARIABLES};
 use crate::inventory::{Inventory, InventoryError};
 use crate::model::Model;
 use crate::settings::Settings;
+use crate::web::{Bind, Pages, Web};
 use crate::{cni, node, vpc_cni};
 
 const HELP: &str = "\
@@ -54,6 +56,9 @@ const LOG: &str = "info,netlink_packet_route=error";
 
 /// Where what a directory's pods were given is kept where no inventory has a file beside it.
 const ALLOCATIONS: &str = "/run/sluice/allocations.json";
+
+/// Where introspection listens (VPC CNI: the same).
+const INTROSPECTION: Bind = Bind::Tcp(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 61679));
 
 /// How long an ADD waits for the API server to tell of a pod that is not known yet.
 const FETCH: Duration = Duration::from_secs(5);
@@ -126,6 +131,9 @@ struct RunArgs {
     cni: cni::CniArgs,
     #[command(flatten)]
     presence: vpc_cni::PresenceArgs,
+    /// Where metrics are served with --cni-socket, unless DISABLE_METRICS is true
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "0.0.0.0:61678")]
+    metrics_address: SocketAddr,
     /// End once the daemon has taken, or refused, everything
     #[arg(long)]
     once: bool,
@@ -265,7 +273,7 @@ fn run(args: RunArgs) -> anyhow::Result<()> {
     let touched = sender.clone();
     let tell = move |t| touched.send(Event::Touched(t)).is_ok();
     let _watcher = args.from.manifests.as_deref().map(|from| Watcher::start(from, tell)).transpose()?;
-    let mut steer = None;
+    let (mut steer, mut calls) = (None, Vec::new());
     let given = args.inventory.as_deref().map(|path| settings.inventory(path)).transpose()?;
     let opened = args.cni.open(&settings.environment, |checkpoint, live| {
         if let Some(inventory) = &given {
@@ -280,6 +288,7 @@ fn run(args: RunArgs) -> anyhow::Result<()> {
         let name = node::name()?;
         let started = node::start(name, &settings.environment, &services, checkpoint, live, sender.clone())?;
         steer = Some(started.steer);
+        calls = started.calls;
         Ok((started.addresses, started.inventory))
     })?;
     let (cni, inventory) = match (opened, given) {
@@ -294,6 +303,7 @@ fn run(args: RunArgs) -> anyhow::Result<()> {
         Some(path) => settings.allocations_of(path),
         None => settings.allocations.clone().unwrap_or_else(|| ALLOCATIONS.into()),
     };
+    let environment = settings.environment.clone();
     let places = Places {
         manifests: args.from.manifests.clone(),
         inventory: args.inventory,
@@ -308,7 +318,7 @@ fn run(args: RunArgs) -> anyhow::Result<()> {
     if let Some(cluster) = cluster.clone() {
         agent.announce(move |standing| cluster.announce(standing));
     }
-    let mut answering = None;
+    let (mut answering, mut web) = (None, None);
     if let Some(mut cni) = cni {
         agent.restore(std::mem::take(&mut cni.restored));
         if let Some(cluster) = cluster.clone() {
@@ -316,6 +326,11 @@ fn run(args: RunArgs) -> anyhow::Result<()> {
                 cluster.fetch_pod(namespace, name, FETCH).map_err(|error| error.to_string())
             });
         }
+        let pages = Pages::new(sender.clone(), cni.window(), calls);
+        let introspection = environment.introspection.unwrap_or(INTROSPECTION);
+        let introspection = (!environment.no_introspection).then_some(introspection);
+        let metrics = (!environment.no_metrics).then_some(args.metrics_address);
+        web = Some(Web::start(introspection.as_ref(), metrics, pages));
         let (started, ready) = cni.answer(sender)?;
         agent.on_ready(ready);
         answering = Some(started);
@@ -324,7 +339,7 @@ fn run(args: RunArgs) -> anyhow::Result<()> {
     if let Some(steer) = steer {
         steer.end();
     }
-    drop((answering, cluster));
+    drop((answering, cluster, web));
     Ok(ended?)
 }
 

@@ -24,9 +24,11 @@ mod settings;
 mod standing;
 pub mod vpc_cni;
 mod waiting;
+mod web;
 
 pub use agent::{Agent, Attached, Event, NotAttached};
 pub use inventory::{Cluster, Inventory, InventoryError, OtherNode};
 pub use model::Model;
 pub use settings::{Mode, Settings};
 pub use standing::NodeNews;
+pub use web::{Bind, Snapshot};

@@ -151,6 +151,12 @@ impl Model {
         self.paths.get(&ip)
     }
 
+    /// How many pods have a path.
+    #[must_use]
+    pub fn paths(&self) -> usize {
+        self.paths.len()
+    }
+
     fn take(&mut self, changes: Vec<Change>) -> Vec<Op> {
         if changes.is_empty() {
             return Vec::new();

@@ -4,6 +4,7 @@
 
 mod support;
 
+use std::io::{Read as _, Write as _};
 use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -69,6 +70,9 @@ impl Bed {
         }
         command.arg("--cni-socket").arg(self.path("cni/agent.sock"));
         command.arg("--cni-conf-dir").arg(self.path("net.d")).args(["--cni-wait", "0"]);
+        // The ports of a node are one, and tests are many.
+        let web = format!("unix:{}", self.path("web.sock").display());
+        command.env("INTROSPECTION_BIND_ADDRESS", web).env("DISABLE_METRICS", "true");
         command.env("IP_COOLDOWN_PERIOD", "0").stdin(Stdio::null()).stderr(Stdio::piped());
         command
     }
@@ -76,6 +80,17 @@ impl Bed {
     fn start(&self) -> Running {
         // Nobody reads what it says, and a full pipe would stop it.
         Running(self.command().stderr(Stdio::null()).spawn().unwrap())
+    }
+
+    /// A page of introspection: status and body.
+    fn page(&self, method: &str, path: &str) -> (u16, String) {
+        let mut stream = UnixStream::connect(self.path("web.sock")).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        write!(stream, "{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        let (head, body) = text.split_once("\r\n\r\n").unwrap();
+        (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
     }
 
     fn plugin(&self) -> Plugin {
@@ -403,4 +418,60 @@ impl Bed {
     fn accept(&self) -> Daemon {
         Daemon::accept(&self.listener, 0)
     }
+}
+
+#[test]
+fn introspection_tells_how_the_agent_stands() {
+    let bed = Bed::new("\"10.0.9.20\"");
+    bed.write("a.yaml", &pod("a", "a", ""));
+    let agent = bed.start();
+    let mut daemon = bed.accept();
+    let mut plugin = bed.plugin();
+    assert_eq!(bed.page("GET", "/healthz"), (200, "ok\n".into()));
+    // The daemon has been told, and has not answered yet.
+    let (status, why) = bed.page("GET", "/readyz");
+    assert!(status == 503 && why.contains("sluiced has not accepted"), "{status} {why}");
+    daemon.take();
+    let container = "c123456789abcdef";
+    plugin.add(&mut daemon, container, "a");
+    assert_eq!(bed.page("GET", "/readyz").0, 200);
+    let (status, pods) = bed.page("GET", "/v1/pods");
+    assert!(status == 200 && pods.contains("10.0.9.20") && pods.contains("c123456789a"), "{pods}");
+    assert!(!pods.contains(container), "a container's ID opens the runtime's door");
+    assert!(!bed.page("GET", "/v1/enis").1.contains(container));
+    let refused = plugin.ask(&assign("c2", "b"));
+    assert_eq!(refusal(refused).0, Refusal::TryAgain);
+    let metrics = bed.page("GET", "/metrics").1;
+    for line in [
+        "sluice_agent_connected 1",
+        "sluice_agent_pods 1",
+        "sluice_agent_generations_total{outcome=\"accepted\"} 2",
+        "sluice_cni_requests_total{request=\"attach\",outcome=\"ok\"} 1",
+        "sluice_cni_add_seconds_count 1",
+        "awscni_total_ip_addresses 1",
+        "awscni_assigned_ip_addresses 1",
+        "awscni_add_ip_req_count 2",
+        "awscni_no_available_ip_addresses 1",
+    ] {
+        assert!(metrics.lines().any(|found| found == line), "{line}: {metrics}");
+    }
+    let (_, settings) = bed.page("GET", "/v1/ipamd-env-settings");
+    assert!(
+        settings.contains("\"WARM_ENI_TARGET\": \"1\"") && settings.contains("\"IP_COOLDOWN_PERIOD\": \"0\"")
+    );
+    let listed = bed.page("GET", "/").1;
+    for path in listed.lines().filter_map(|line| line.split(' ').next()) {
+        assert_eq!(bed.page("GET", path).0, 200, "{path}");
+    }
+    assert_eq!(bed.page("GET", "/v2").0, 404);
+    assert_eq!(bed.page("POST", "/readyz").0, 405);
+
+    drop(daemon);
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while bed.page("GET", "/readyz").0 == 200 {
+        assert!(Instant::now() < deadline, "a daemon that is gone is not noticed");
+    }
+    assert_eq!(bed.page("GET", "/healthz").0, 200, "restarting the agent would help nobody");
+    agent.stop();
+    assert!(!bed.path("web.sock").exists());
 }

@@ -137,11 +137,16 @@ fn fill(store: &Store, short: u32, situation: Situation<'_>) -> Option<Plan> {
     })
 }
 
-fn create(store: &Store, short: u32, situation: Situation<'_>) -> Option<Plan> {
-    let Situation { settings, limits, reserved, .. } = situation;
+/// Interfaces at most: those of the default network card, or `MAX_ENI`.
+pub fn most_interfaces(settings: &Settings, limits: &Limits) -> u32 {
     let card = limits.cards.iter().find(|c| c.index == limits.default_card);
     let room = card.map_or(limits.interfaces, |c| c.interfaces.min(limits.interfaces));
-    let room = settings.max_interfaces.map_or(room, |most| room.min(most));
+    settings.max_interfaces.map_or(room, |most| room.min(most))
+}
+
+fn create(store: &Store, short: u32, situation: Situation<'_>) -> Option<Plan> {
+    let Situation { settings, limits, reserved, .. } = situation;
+    let room = most_interfaces(settings, limits);
     let taken: Vec<u32> = store
         .enis()
         .values()

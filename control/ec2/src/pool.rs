@@ -80,6 +80,8 @@ pub struct Targets {
     pub target: Target,
     /// The most pods.
     pub max_pods: u32,
+    /// The most interfaces: what the type takes, or `MAX_ENI`.
+    pub max_enis: u32,
     /// What there is.
     pub usage: Usage,
     /// How many addresses are missing.

@@ -74,11 +74,34 @@ pub trait Addresses: Send + Sync {
     /// The name of an ENI's link on this node, once it is there.
     fn link_of(&self, eni: &Eni) -> Option<String>;
 
-    /// Addresses that serve pods, those that are leased, and those that cool down; and what keeps them from becoming more.
-    fn reserve(&self) -> ([u32; 3], Vec<String>);
+    /// What there is, and what keeps it from becoming more.
+    fn reserve(&self) -> Reserve;
 
     /// Why no pod could get an address at all, if so.
     fn unusable(&self) -> Option<String>;
+}
+
+/// What there is for pods, and how far that is from what is aimed at.
+#[derive(Debug, Clone, Default)]
+pub struct Reserve {
+    /// Addresses that serve pods.
+    pub total: u32,
+    /// Those that are leased.
+    pub assigned: u32,
+    /// Those that cool down.
+    pub cooling: u32,
+    /// How many are missing to the target.
+    pub short: u32,
+    /// Prefixes of 16 addresses that serve pods.
+    pub prefixes: u32,
+    /// ENIs that are attached, and how many may be.
+    pub enis: u32,
+    /// ENIs at most.
+    pub max_enis: u32,
+    /// Pods at most.
+    pub max_pods: u32,
+    /// What keeps the pool from growing, in sentences.
+    pub troubles: Vec<String>,
 }
 
 /// Tells the name of an ENI's link on this node, if it has one.
@@ -160,10 +183,23 @@ impl<C: Cloud, M: Metadata> Addresses for Pooled<C, M> {
         (self.links)(eni)
     }
 
-    fn reserve(&self) -> ([u32; 3], Vec<String>) {
-        let usage = self.pool.targets().usage;
-        let troubles = self.pool.troubles().iter().map(ToString::to_string).collect();
-        ([usage.total, usage.assigned, usage.cooling], troubles)
+    fn reserve(&self) -> Reserve {
+        let (targets, enis) = (self.pool.targets(), self.pool.enis());
+        let serving = enis.iter().filter(|eni| eni.serves());
+        let prefixes =
+            serving.flat_map(|eni| eni.blocks.keys()).filter(|block| block.prefix_len() < 32).count();
+        let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        Reserve {
+            total: targets.usage.total,
+            assigned: targets.usage.assigned,
+            cooling: targets.usage.cooling,
+            short: targets.short,
+            prefixes: number(prefixes),
+            enis: number(enis.len()),
+            max_enis: targets.max_enis,
+            max_pods: targets.max_pods,
+            troubles: self.pool.troubles().iter().map(ToString::to_string).collect(),
+        }
     }
 
     fn unusable(&self) -> Option<String> {

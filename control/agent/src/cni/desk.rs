@@ -8,15 +8,17 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Sender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sluice_cni::protocol::{
     Assigned, Attachment, Mac, Pod, Refusal, Reply, Request, Shown, ShownEni, ShownLease,
 };
+use sluice_ec2::pool::AssignError;
 use sluice_ec2::store::{Eni, Lease, LeaseKey, Role};
 
-use super::addresses::Addresses;
+use super::addresses::{Addresses, Reserve};
 use super::book::{Book, Entry};
+use super::counts::{Counts, name};
 use crate::agent::{Attached, Event, NotAttached};
 use crate::vpc_cni::host_interface;
 
@@ -50,6 +52,7 @@ pub(super) struct Desk {
     /// Asks for a pod that is not known yet; absent: there is nobody to ask.
     fetch: OnceLock<Box<Fetch>>,
     visits: AtomicU64,
+    counts: Counts,
 }
 
 /// Asks for a pod by namespace and name: whether there is one, which is then told to the agent's loop.
@@ -64,6 +67,7 @@ pub(super) struct Visit {
 
 /// An attachment that has an address and no veth yet.
 struct Pending {
+    asked: Instant,
     pod: Pod,
     netns: PathBuf,
     lease: Lease,
@@ -106,6 +110,7 @@ impl Desk {
             agent: Mutex::default(),
             fetch: OnceLock::new(),
             visits: AtomicU64::new(0),
+            counts: Counts::default(),
         }
     }
 
@@ -224,8 +229,16 @@ impl Desk {
         )
     }
 
-    fn show(&self) -> Reply {
-        let (leases, (addresses, troubles)) = (self.leases(), self.addresses.reserve());
+    pub(super) fn counts(&self) -> Counts {
+        self.counts.clone()
+    }
+
+    pub(super) fn reserve(&self) -> Reserve {
+        self.addresses.reserve()
+    }
+
+    pub(super) fn show(&self) -> Shown {
+        let (leases, reserve) = (self.leases(), self.addresses.reserve());
         let eni = |eni: &Eni| ShownEni {
             id: eni.id.to_string(),
             link: self.addresses.link_of(eni),
@@ -256,7 +269,9 @@ impl Desk {
             }
         });
         let leases = shown.collect();
-        Reply::Shown(Shown { ready: self.ready.load(Ordering::Relaxed), addresses, troubles, enis, leases })
+        let addresses = [reserve.total, reserve.assigned, reserve.cooling];
+        let ready = self.ready.load(Ordering::Relaxed);
+        Shown { ready, addresses, troubles: reserve.troubles, enis, leases }
     }
 
     fn check(&self, attachment: &Attachment) -> Reply {
@@ -293,6 +308,13 @@ impl Desk {
 impl Visit {
     /// The answer to a question.
     pub(super) fn answer(&mut self, request: Request) -> Reply {
+        let asked = name(&request);
+        let reply = self.serve(request);
+        self.desk.counts.answered(asked, &reply);
+        reply
+    }
+
+    fn serve(&mut self, request: Request) -> Reply {
         match request {
             Request::Assign { attachment, pod, netns } => {
                 match check_names(&attachment).and_then(|()| check_pod(&pod)) {
@@ -307,23 +329,29 @@ impl Visit {
             Request::Release { attachment } => {
                 // Whoever lays a veth for it now, lays it for nothing.
                 self.pending.remove(&attachment);
+                self.desk.counts.dels.inc();
                 lock(&self.desk.open).remove(&attachment);
                 Reply::Released { host_interfaces: self.desk.end(&attachment).into_iter().collect() }
             }
             Request::Check { attachment } => self.desk.check(&attachment),
             Request::Gc { network, valid } => self.desk.collect(&network, &valid),
             Request::Status => self.desk.status(),
-            Request::Show => self.desk.show(),
+            Request::Show => Reply::Shown(self.desk.show()),
         }
     }
 
     fn assign(&mut self, attachment: Attachment, pod: Pod, netns: PathBuf) -> Reply {
         let desk = Arc::clone(&self.desk);
+        let asked = Instant::now();
+        desk.counts.adds.inc();
         lock(&desk.open).insert(attachment.clone(), self.number);
         let assigned = match desk.addresses.assign(key_of(&attachment), pod_of(&pod), desk.wait) {
             Ok(assigned) => assigned,
             Err(error) => {
                 self.close(&attachment);
+                if matches!(error, AssignError::Empty { .. }) {
+                    desk.counts.without_address.inc();
+                }
                 return refused(Refusal::TryAgain, error.to_string());
             }
         };
@@ -342,7 +370,7 @@ impl Visit {
         };
         let host_interface = desk.host_interface(&pod.namespace, &pod.name);
         let assigned = Assigned { address: lease.address, host_interface, mtu: desk.veth.mtu, eni };
-        let pending = Pending { pod, netns, lease, assigned: assigned.clone() };
+        let pending = Pending { asked, pod, netns, lease, assigned: assigned.clone() };
         self.pending.insert(attachment, pending);
         Reply::Assigned(assigned)
     }
@@ -354,7 +382,7 @@ impl Visit {
                 "no address was assigned in this conversation: the agent may have been restarted; try again";
             return refused(Refusal::TryAgain, message);
         };
-        let Pending { pod, netns, lease, assigned } = pending;
+        let Pending { pod, netns, lease, assigned, .. } = pending;
         if host_interface != assigned.host_interface {
             let message = format!(
                 "the host's end is {host_interface}, it must be {}: are plugin and agent of one release?",
@@ -397,6 +425,7 @@ impl Visit {
         match kept {
             Ok(generation) => {
                 if let Some(pending) = self.pending.remove(attachment) {
+                    desk.counts.added(pending.asked.elapsed());
                     tracing::info!(pod = %pod_name(&pending.pod), %address, generation, "a pod is attached");
                 }
                 Reply::Attached { generation }

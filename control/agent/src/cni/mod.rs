@@ -15,6 +15,7 @@
 mod addresses;
 mod book;
 mod conflist;
+mod counts;
 mod desk;
 mod reclaim;
 mod server;
@@ -26,13 +27,15 @@ use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 use clap::Args;
+use sluice_cni::protocol::Shown;
 use sluice_ec2::store::Lease;
 use sluice_state::Pod;
 
-pub use addresses::{Addresses, AddressesError, Pooled};
+pub use addresses::{Addresses, AddressesError, Pooled, Reserve};
 pub(crate) use addresses::{boot, of_inventory, runtime, seed};
 use book::{Book, BookError};
 use conflist::Conflist;
+pub(crate) use counts::Counts;
 use desk::{Desk, Veth};
 
 use crate::agent::Event;
@@ -148,6 +151,11 @@ fn mtu_of(inventory: &Inventory, host: &Host) -> u32 {
 }
 
 impl Cni {
+    /// For who wants to look.
+    pub(crate) fn window(&self) -> Window {
+        Window(Arc::clone(&self.desk))
+    }
+
     /// Pods that are not known yet are asked for.
     pub(crate) fn fetch_by(
         &self,
@@ -186,6 +194,27 @@ impl Cni {
             }
         };
         Ok((Answering { _server: server, desk }, on_ready))
+    }
+}
+
+/// A look at what the plugin is answered, for pages.
+#[derive(Clone)]
+pub(crate) struct Window(Arc<Desk>);
+
+impl Window {
+    /// ENIs and leases.
+    pub(crate) fn shown(&self) -> Shown {
+        self.0.show()
+    }
+
+    /// What was asked.
+    pub(crate) fn counts(&self) -> Counts {
+        self.0.counts()
+    }
+
+    /// What there is for pods.
+    pub(crate) fn reserve(&self) -> Reserve {
+        self.0.reserve()
     }
 }
 

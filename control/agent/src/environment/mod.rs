@@ -20,11 +20,13 @@ use sluice_ec2::variables::{self, Refused};
 use sluice_policy::EnforcingMode;
 use sluice_state::{Nat, RandomizeSnat};
 
+use crate::web::Bind;
+
 mod show;
 mod table;
 
 pub use show::{Printed, markdown};
-pub use table::{Part, Standing, VARIABLES, Variable};
+pub use table::{Standing, VARIABLES, Variable};
 
 /// What the variables decide; `None` where one is not set, so that the inventory or a default does.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -47,6 +49,12 @@ pub struct Environment {
     pub cluster_endpoint: Option<String>,
     /// `AWS_VPC_K8S_CNI_BACKING_STORE`.
     pub backing_store: Option<PathBuf>,
+    /// `INTROSPECTION_BIND_ADDRESS`.
+    pub introspection: Option<Bind>,
+    /// `DISABLE_INTROSPECTION`.
+    pub no_introspection: bool,
+    /// `DISABLE_METRICS`.
+    pub no_metrics: bool,
     /// What an operator should hear: variables that are set and change nothing, each in a sentence.
     pub notes: Vec<String>,
 }
@@ -94,6 +102,9 @@ impl Environment {
             veth_prefix: reader.veth_prefix("AWS_VPC_K8S_CNI_VETHPREFIX"),
             cluster_endpoint: reader.url("CLUSTER_ENDPOINT"),
             backing_store: reader.file("AWS_VPC_K8S_CNI_BACKING_STORE"),
+            introspection: reader.bind("INTROSPECTION_BIND_ADDRESS"),
+            no_introspection: reader.variables.flag("DISABLE_INTROSPECTION").unwrap_or(false),
+            no_metrics: reader.variables.flag("DISABLE_METRICS").unwrap_or(false),
             notes: Vec::new(),
         };
         // The client of EC2 reads it by itself.
@@ -147,13 +158,10 @@ impl<F: Fn(&str) -> Option<String>> Reader<F> {
                     self.variables.refuse(name, value, format!("only {only} is valid. {does}"));
                 }
             }
-            Standing::Awaited(part) if value != default => {
-                self.notes.push(format!("{name}={value} is not read by this agent yet: {part} will"));
-            }
             Standing::Ignored if value != default => {
                 self.notes.push(format!("{name}={value} changes nothing. {does}"));
             }
-            Standing::Honoured | Standing::Awaited(_) | Standing::Ignored => {}
+            Standing::Honoured | Standing::Ignored => {}
         }
     }
 
@@ -213,6 +221,18 @@ impl<F: Fn(&str) -> Option<String>> Reader<F> {
         }
         self.variables.refuse(variable, path.display().to_string(), "a path from the root on is valid");
         None
+    }
+
+    fn bind(&mut self, variable: &'static str) -> Option<Bind> {
+        let value = self.variables.text(variable)?;
+        match value.parse() {
+            Ok(bind) => Some(bind),
+            Err(valid) => {
+                let valid: String = valid;
+                self.variables.refuse(variable, value, valid);
+                None
+            }
+        }
     }
 
     fn url(&mut self, variable: &'static str) -> Option<String> {

@@ -13,7 +13,7 @@ pub struct Printed {
     pub name: &'static str,
     /// What counts where it is not set.
     pub default: &'static str,
-    /// honoured, awaited, ignored or refused.
+    /// honoured, ignored or refused.
     pub standing: &'static str,
     /// What it decides, or why nothing comes of it.
     pub does: String,
@@ -38,7 +38,6 @@ impl Printed {
 
 fn meaning(variable: &Variable) -> String {
     match variable.standing {
-        Standing::Awaited(part) => format!("{} Awaits {part}.", variable.does),
         Standing::Refused { only } => format!("Only {only} is valid. {}", variable.does),
         Standing::Honoured | Standing::Ignored => variable.does.to_owned(),
     }

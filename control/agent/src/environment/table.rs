@@ -1,7 +1,5 @@
 //! The variables: every one that the VPC CNI's documentation or code names, in its documentation's order.
 
-use std::fmt;
-
 /// A variable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Variable {
@@ -20,8 +18,6 @@ pub struct Variable {
 pub enum Standing {
     /// It is read and in force.
     Honoured,
-    /// It will be read by a part that this build does not run; until then it changes nothing, and the agent says so.
-    Awaited(Part),
     /// It changes nothing, and need not.
     Ignored,
     /// Any value but this one stops the agent.
@@ -37,25 +33,9 @@ impl Standing {
     pub const fn word(self) -> &'static str {
         match self {
             Self::Honoured => "honoured",
-            Self::Awaited(_) => "awaited",
             Self::Ignored => "ignored",
             Self::Refused { .. } => "refused",
         }
-    }
-}
-
-/// A part of the control plane that will read variables.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Part {
-    /// The agent's own endpoints.
-    Introspection,
-}
-
-impl fmt::Display for Part {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Introspection => "introspection (control/agent)",
-        })
     }
 }
 
@@ -63,8 +43,7 @@ const fn row(name: &'static str, default: &'static str, standing: Standing, does
     Variable { name, default, standing, does }
 }
 
-use Part::Introspection;
-use Standing::{Awaited, Honoured, Ignored, Refused};
+use Standing::{Honoured, Ignored, Refused};
 
 /// Every variable.
 pub const VARIABLES: &[Variable] = &[
@@ -206,11 +185,11 @@ pub const VARIABLES: &[Variable] = &[
     row(
         "INTROSPECTION_BIND_ADDRESS",
         "127.0.0.1:61679",
-        Awaited(Introspection),
-        "Where introspection listens.",
+        Honoured,
+        "Where introspection listens: ADDRESS:PORT or unix:/PATH.",
     ),
-    row("DISABLE_INTROSPECTION", "false", Awaited(Introspection), "True: no introspection."),
-    row("DISABLE_METRICS", "false", Awaited(Introspection), "True: no metrics."),
+    row("DISABLE_INTROSPECTION", "false", Honoured, "True: no introspection, and no /healthz."),
+    row("DISABLE_METRICS", "false", Honoured, "True: no metrics on port 61678."),
     row("AWS_VPC_K8S_CNI_LOGLEVEL", "-", Ignored, "SLUICE_LOG says what is logged."),
     row("AWS_VPC_K8S_CNI_LOG_FILE", "-", Ignored, "Logs go to standard error: `kubectl logs` has them."),
     row(

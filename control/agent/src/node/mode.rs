@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use ipnet::Ipv4Net;
-use sluice_ec2::aws::{Ec2, Imds, Settings as Ec2Settings};
+use sluice_ec2::aws::{Calls, Ec2, Imds, Settings as Ec2Settings};
 use sluice_ec2::checkpoint::FileStorage;
 use sluice_ec2::cloud::{EniId, Limits, Metadata as _};
 use sluice_ec2::custom::{self, Place, Spec};
@@ -55,6 +55,8 @@ pub(crate) struct Started {
     pub addresses: Box<dyn Addresses>,
     pub inventory: Inventory,
     pub steer: Steer,
+    /// Calls to EC2: the pool's, and those about ENIConfigs.
+    pub calls: Vec<Arc<Calls>>,
 }
 
 /// What the API server says of this node, for who makes its interfaces.
@@ -205,6 +207,7 @@ pub(crate) fn start(
         };
         anyhow::Ok((ec2, checker, parts, vpc_cidrs, vpc))
     })?;
+    let calls = vec![ec2.calls(), checker.calls()];
     let place = Place { vpc, zone: parts.identity.zone.clone() };
     let (pool, _) = Pool::open(ec2, for_pool, Clock::system(), parts, live)
         .with_context(|| format!("leases cannot be kept in {}", checkpoint.display()))?;
@@ -230,7 +233,7 @@ pub(crate) fn start(
     runtime.spawn(async move { follow(follower, checker, fixed, found, (last, missing), tell).await });
     let named = move |eni: &Eni| links.read().unwrap_or_else(PoisonError::into_inner).get(&eni.id).cloned();
     let addresses = Pooled::start(runtime, pool, named)?;
-    Ok(Started { addresses: Box::new(addresses), inventory, steer: Steer(steering) })
+    Ok(Started { addresses: Box::new(addresses), inventory, steer: Steer(steering), calls })
 }
 
 async fn patiently<T, E: std::fmt::Display, F: Future<Output = Result<T, E>>>(

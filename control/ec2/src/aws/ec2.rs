@@ -1,7 +1,8 @@
 //! The thirteen actions: a form each, signed, sent, and sent again where that helps and harms nothing.
 
 use std::fmt::Display;
-use std::time::{Duration, SystemTime};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
 
 use aws_credential_types::Credentials;
 use aws_sigv4::http_request::{SignableBody, SignableRequest, SigningSettings, sign};
@@ -12,6 +13,7 @@ use hyper::body::Bytes;
 use roxmltree::{Document, Node};
 
 use super::answer::{self, Malformed};
+use super::calls::Calls;
 use super::client::{Http, NoAnswer};
 use super::credentials::{CredentialsError, Keys};
 use super::settings::Settings;
@@ -62,6 +64,7 @@ pub struct Ec2 {
     http: Http,
     keys: Keys,
     dice: std::sync::Mutex<Dice>,
+    calls: Arc<Calls>,
 }
 
 /// Parameters of a call.
@@ -142,11 +145,36 @@ impl Ec2 {
         let http = Http::new().map_err(Ec2Error::Tls)?;
         let seed =
             SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().subsec_nanos();
-        Ok(Self { settings, uri, http, keys, dice: std::sync::Mutex::new(Dice::new(u64::from(seed))) })
+        Ok(Self {
+            settings,
+            uri,
+            http,
+            keys,
+            dice: std::sync::Mutex::new(Dice::new(u64::from(seed))),
+            calls: Arc::default(),
+        })
     }
 
-    /// A call and what its answer comes to.
+    /// The calls that were made.
+    #[must_use]
+    pub fn calls(&self) -> Arc<Calls> {
+        Arc::clone(&self.calls)
+    }
+
+    /// A call and what its answer comes to, counted.
     async fn call<T>(
+        &self,
+        action: Action,
+        form: Form,
+        read: impl Fn(Node<'_, '_>) -> Result<T, Malformed>,
+    ) -> Result<T, CloudError> {
+        let begun = Instant::now();
+        let outcome = self.attempts(action, form, read).await;
+        self.calls.made(action, outcome.is_ok(), begun.elapsed());
+        outcome
+    }
+
+    async fn attempts<T>(
         &self,
         action: Action,
         form: Form,

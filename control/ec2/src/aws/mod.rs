@@ -11,12 +11,14 @@
 //! ```
 
 mod answer;
+mod calls;
 mod client;
 mod credentials;
 mod ec2;
 mod imds;
 mod settings;
 
+pub use calls::{Called, Calls};
 pub use credentials::CredentialsError;
 pub use ec2::{Ec2, Ec2Error};
 pub use imds::Imds;

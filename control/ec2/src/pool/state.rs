@@ -268,7 +268,14 @@ impl State {
             && self.unsure.is_none()
             && self.journal.is_empty()
             && (!self.settings.provision || self.wanted(now, true).is_none());
-        Targets { target: self.settings.target, max_pods: self.max_pods, usage, short, settled }
+        Targets {
+            target: self.settings.target,
+            max_pods: self.max_pods,
+            max_enis: plan::most_interfaces(&self.settings, &self.limits),
+            usage,
+            short,
+            settled,
+        }
     }
 
     /// An action failed. Says until when it rests.
