@@ -417,14 +417,25 @@ impl Store {
         }
     }
 
-    /// EC2 placed blocks on an interface.
-    pub fn place(&mut self, eni: &EniId, what: &Placed, now: Moment) {
-        let Some(eni) = self.enis.get_mut(eni) else { return };
+    /// EC2 placed blocks on an interface. Returns those that cannot be: pods do not get them.
+    pub fn place(&mut self, eni: &EniId, what: &Placed, now: Moment) -> Placed {
+        let (taken, new): (Vec<_>, Vec<_>) = blocks_of(what).partition(|block| self.is_taken(eni, *block));
+        let Some(eni) = self.enis.get_mut(eni) else { return Placed::default() };
         eni.changed = now;
-        for block in blocks_of(what) {
+        for block in new {
             self.quarantine.remove(&block);
             eni.blocks.insert(block, false);
         }
+        placed(taken)
+    }
+
+    /// Whether a block holds a primary address, or an address that another interface carries: one address is in one place,
+    /// and of two answers that say otherwise the first counts.
+    fn is_taken(&self, eni: &EniId, block: Ipv4Net) -> bool {
+        let overlaps = |other: &Ipv4Net| other.contains(&block) || block.contains(other);
+        self.enis.values().any(|other| {
+            block.contains(&other.primary) || other.id != *eni && other.blocks.keys().any(overlaps)
+        })
     }
 
     /// Stops an interface from giving addresses, if no lease and no cooling address is on it.
@@ -445,7 +456,9 @@ impl Store {
     }
 
     /// An interface that was attached.
-    pub fn insert(&mut self, eni: Eni) {
+    pub fn insert(&mut self, mut eni: Eni) {
+        let (id, primary) = (eni.id.clone(), eni.primary);
+        eni.blocks.retain(|block, _| !block.contains(&primary) && !self.is_taken(&id, *block));
         for block in eni.blocks.keys() {
             self.quarantine.remove(block);
         }

@@ -233,7 +233,10 @@ impl<C: Cloud, M: Metadata> Pool<C, M> {
             Ok(placed) => {
                 let mut state = self.state();
                 state.holds.succeeded(Action::AssignPrivateIpAddresses);
-                state.store.place(&eni, &placed, now);
+                let taken = state.store.place(&eni, &placed, now);
+                if taken != Placed::default() {
+                    tracing::warn!(%eni, ?taken, "EC2 says that it assigned addresses that are taken: pods do not get them");
+                }
                 state.note(now);
                 drop(state);
                 self.changed();

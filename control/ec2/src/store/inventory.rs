@@ -118,7 +118,11 @@ impl Store {
             match self.enis.remove(&interface.id) {
                 None => {
                     changes.push(Change::Adopted(told.id.clone(), told.role));
-                    told.blocks.retain(|block, _| !self.quarantine.contains_key(block));
+                    let (id, primary) = (told.id.clone(), told.primary);
+                    told.blocks.retain(|block, _| {
+                        let taken = block.contains(&primary) || self.is_taken(&id, *block);
+                        !taken && !self.quarantine.contains_key(block)
+                    });
                     self.cool(told.blocks.keys().copied(), belief.cool_until);
                 }
                 Some(known) => self.merge(&known, &mut told, belief, &mut changes),
@@ -151,7 +155,8 @@ impl Store {
         let (mut appeared, mut disappeared, mut undecided) = (Vec::new(), Vec::new(), false);
         told.blocks.retain(|block, _| {
             let new = !known.blocks.contains_key(block);
-            let kept = !new || !self.quarantine.contains_key(block);
+            let taken = block.contains(&known.primary) || self.is_taken(&known.id, *block);
+            let kept = !new || !taken && !self.quarantine.contains_key(block);
             undecided |= !kept;
             if new && kept {
                 appeared.push(*block);

@@ -240,3 +240,30 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn an_address_is_in_one_place_whatever_ec2_answers() {
+    let found = [interface(0, 10..11, &[]), interface(1, 10..11, &["10.0.1.32/28"])];
+    let (first, second) = (found[0].id.clone(), found[1].id.clone());
+    let mut store = store_of(&found);
+    let address = |text: &str| text.parse::<Ipv4Addr>().unwrap();
+    // Its own primary, another's primary, another's address, one of another's prefix, its own again, and a new one.
+    let answer = ["10.0.0.1", "10.0.1.1", "10.0.1.10", "10.0.1.40", "10.0.0.10", "10.0.0.11"].map(address);
+    let placed = Placed { addresses: answer.to_vec(), prefixes: vec!["10.0.1.0/28".parse().unwrap()] };
+    let taken = store.place(&first, &placed, T);
+    assert_eq!(taken.addresses, answer[..4]);
+    assert_eq!(taken.prefixes, placed.prefixes);
+    assert_eq!(store.enis()[&first].blocks.len(), 2);
+    // A list that has it twice is believed once.
+    let mut twice = found.to_vec();
+    twice[1].secondary.push(address("10.0.0.10"));
+    believe(&mut store, &twice, later(100), None);
+    assert_eq!(store.carrier(address("10.0.0.10")).unwrap().id, first);
+    assert_eq!(store.enis()[&second].blocks.len(), 2);
+    let mut fresh = store_of(&twice);
+    assert_eq!(fresh.usage().total, 1 + 1 + 16);
+    let mut new = fresh.enis()[&second].clone();
+    (new.id, new.primary) = ("eni-9".parse().unwrap(), address("10.0.9.1"));
+    fresh.insert(new);
+    assert_eq!(fresh.usage().total, 18, "a new interface brings nothing that is there already");
+}

@@ -147,6 +147,22 @@ impl World {
         Ok(instance)
     }
 
+    /// Makes the world what another one is, for a metadata service that shows it: one instance, its ENIs, and where they are.
+    pub fn mirror(
+        &mut self,
+        now: Duration,
+        instance: Instance,
+        vpc: Vpc,
+        subnets: Vec<Subnet>,
+        interfaces: Vec<Interface>,
+    ) {
+        self.instances = [(instance.id.clone(), instance)].into();
+        self.vpcs = [(vpc.id.clone(), vpc)].into();
+        self.subnets = subnets.into_iter().map(|subnet| (subnet.id.clone(), subnet)).collect();
+        self.interfaces = interfaces.into_iter().map(|eni| (eni.id.clone(), Arc::new(eni))).collect();
+        self.remember(now);
+    }
+
     /// Ends an instance: ENIs that are to die with it do, the others are free and cost money.
     pub fn terminate(&mut self, now: Duration, instance: &str) {
         self.settle(now);
