@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 use sluice_ec2::aws::{Ec2, Imds, Settings};
 use sluice_ec2::checkpoint::FileStorage;
 use sluice_ec2::cloud::{
-    Amount, AttachInterface, Cloud, CreateInterface, ErrorKind, InterfaceFilter, InterfaceStatus,
+    Amount, AttachInterface, Cloud, CreateInterface, EniId, ErrorKind, InterfaceFilter, InterfaceStatus,
     Metadata as _, Placed, SubnetFilter, Tags,
 };
-use sluice_ec2::moment::Clock;
+use sluice_ec2::moment::{Clock, Moment};
 use sluice_ec2::pool::{Parts, Pool, ask_limits};
 use sluice_ec2::settings::Settings as PoolSettings;
-use sluice_ec2::store::{LeaseKey, Pod};
+use sluice_ec2::store::{Lease, LeaseKey, Pod};
 use sluice_tests::fakes::ec2::faults::{Bucket, Policy};
 use sluice_tests::fakes::ec2::http::Endpoint;
 use sluice_tests::fakes::ec2::metadata::Metadata;
@@ -362,4 +362,50 @@ async fn credentials_come_from_irsa_from_pod_identity_and_from_the_instances_rol
     assert!(!ok && said.contains("ec2:DescribeSubnets") && said.contains("denied"), "{said}");
     let (ok, said) = agent(&[("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://127.0.0.1:1")]);
     assert!(!ok && said.contains("instance metadata service"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn addresses_of_pods_that_are_taken_over_never_go_back() {
+    let bed = Bed::up("m5.large").await;
+    let folder = tempfile::tempdir().unwrap();
+    let (ec2, imds) = (bed.client(), bed.metadata());
+    let identity = imds.identity().await.unwrap();
+    let mine = InterfaceFilter::AttachedTo(identity.instance.clone());
+    let primary = ec2.describe_interfaces(&mine).await.unwrap().remove(0);
+    // As the VPC CNI leaves a node: more than is asked for here, three of them in use.
+    let there = ec2.assign(&primary.id, Amount::Addresses(9)).await.unwrap().addresses;
+    let variables = [("WARM_IP_TARGET", "1"), ("IP_COOLDOWN_PERIOD", "0")];
+    let lookup = |name: &str| variables.iter().find(|(n, _)| *n == name).map(|(_, v)| (*v).to_owned());
+    let parts = Parts {
+        limits: ask_limits(&ec2, &identity.instance_type).await.unwrap().0,
+        identity,
+        settings: PoolSettings::read(lookup).unwrap(),
+        max_pods: 29,
+        boot: "b".into(),
+        seed: 7,
+        storage: Arc::new(FileStorage::new(folder.path().join("leases.json"))),
+    };
+    let (pool, _) = Pool::open(ec2, imds, Clock::system(), parts, &[]).unwrap();
+    let used: Vec<_> = [8, 3, 5].map(|at| there[at]).into();
+    for (n, address) in used.iter().enumerate() {
+        let lease = Lease {
+            key: LeaseKey { network: "n".into(), container: format!("c{n}"), interface: "eth0".into() },
+            pod: Pod { namespace: "n".into(), name: format!("p{n}"), uid: String::new() },
+            address: *address,
+            eni: EniId::unknown(),
+            since: Moment(0),
+        };
+        assert!(pool.adopt(&lease).unwrap());
+        assert!(!pool.adopt(&lease).unwrap(), "once");
+    }
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while pool.targets().usage.total != 4 {
+        assert!(Instant::now() < deadline, "{:?} {:?}", pool.targets(), pool.troubles());
+        pool.step().await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let left = bed.client().describe_interfaces(&mine).await.unwrap().remove(0).secondary;
+    assert_eq!(left.len(), 4);
+    assert!(used.iter().all(|address| left.contains(address)), "{used:?} {left:?}");
+    assert!(pool.leases().iter().all(|lease| lease.eni == primary.id) && pool.lost().is_empty());
 }

@@ -9,6 +9,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use sluice_tests::lab::cni::Sandbox;
 use sluice_tests::lab::{
     Lab, NODE, PATIENCE, PEER, Signal, connect, eventually, greeting, is_open, program, signal, sluice,
 };
@@ -103,24 +104,27 @@ impl Node {
         serde_json::from_slice(&output.stdout).expect("JSON")
     }
 
-    /// The daemon without a state, and an agent that has the pods' places from the VPC CNI's leases.
-    fn sluice(&self) -> (Running, Running) {
-        let log = |name: &str| std::fs::File::create(self.file(name)).expect("a log");
+    fn log(&self, name: &str) -> std::fs::File {
+        std::fs::File::create(self.file(name)).expect("a log")
+    }
+
+    /// The daemon without a state.
+    fn daemon(&self) -> Running {
         let mut daemon = Command::new(program("sluiced"));
         daemon.arg("run").arg("--run-dir").arg(self.lab.path("run")).arg("--bpffs").arg(self.lab.path("bpf"));
-        daemon.stdin(Stdio::null()).stdout(log("sluiced.out")).stderr(log("sluiced.log"));
-        let daemon = Running(self.lab.within("node", || daemon.spawn().expect("sluiced starts")));
-        let places = self.agent(&["adopt", "--dry-run", "--output", "inventory"]);
+        daemon.stdin(Stdio::null()).stdout(self.log("sluiced.out")).stderr(self.log("sluiced.log"));
+        Running(self.lab.within("node", || daemon.spawn().expect("sluiced starts")))
+    }
+
+    /// The lab's state without its pods, and what goes in their place.
+    fn inventory(&self, pods: &str) {
         let state = std::fs::read_to_string(self.lab.path("state.toml")).expect("the lab's state");
         let own = state.split("[[pod]]").next().expect("a beginning");
         let rest = state.split("\n[nat]").nth(1).map(|nat| format!("\n[nat]{nat}")).unwrap_or_default();
-        let inventory = format!(
-            "{own}\n{}\n{rest}\n[cluster]\nservice_cidrs = [\"172.20.0.0/16\"]\n",
-            String::from_utf8_lossy(&places.stdout)
-        );
-        std::fs::write(self.file("inventory.toml"), inventory).expect("an inventory");
+        let text = format!("{own}\n{pods}\n{rest}\n[cluster]\nservice_cidrs = [\"172.20.0.0/16\"]\n");
+        std::fs::write(self.file("inventory.toml"), text).expect("an inventory");
         let manifests = self.file("manifests");
-        std::fs::create_dir(&manifests).expect("a folder");
+        std::fs::create_dir_all(&manifests).expect("a folder");
         for pod in PODS {
             let text = format!(
                 "apiVersion: v1\nkind: Pod\nmetadata: {{namespace: lab, name: {pod}}}\n\
@@ -128,12 +132,23 @@ impl Node {
             );
             std::fs::write(manifests.join(format!("{pod}.yaml")), text).expect("a manifest");
         }
+    }
+
+    fn start_agent(&self, more: &[&str]) -> Running {
         let mut agent = self.command(&["--manifests"]);
-        agent.arg(manifests).arg("--inventory").arg(self.file("inventory.toml"));
-        agent.arg("--state-socket").arg(self.lab.path("run/state.sock"));
-        agent.stdout(Stdio::null()).stderr(log("agent.log"));
-        let agent = Running(self.lab.within("node", || agent.spawn().expect("sluice-agent starts")));
-        (daemon, agent)
+        agent.arg(self.file("manifests")).arg("--inventory").arg(self.file("inventory.toml"));
+        agent.arg("--state-socket").arg(self.lab.path("run/state.sock")).args(more);
+        agent.env("AWS_VPC_K8S_CNI_BACKING_STORE", self.file("ipam.json"));
+        agent.stdout(Stdio::null()).stderr(self.log("agent.log"));
+        Running(self.lab.within("node", || agent.spawn().expect("sluice-agent starts")))
+    }
+
+    /// The daemon, and an agent that has the pods' places from the VPC CNI's leases.
+    fn sluice(&self) -> (Running, Running) {
+        let daemon = self.daemon();
+        let places = self.agent(&["adopt", "--dry-run", "--output", "inventory"]);
+        self.inventory(&String::from_utf8_lossy(&places.stdout));
+        (daemon, self.start_agent(&[]))
     }
 
     fn rules(&self) -> BTreeSet<String> {
@@ -400,4 +415,66 @@ fn legacy_tables_are_read_where_they_are_and_a_corrupt_file_is_kept_aside() {
     node.ends(&["restore-vpc-cni"], 3, &["no lease of a live pod is known"]);
     assert!(!Path::new(&node.file("ipam.json")).exists());
     eventually("the daemon still answers", || sluice(&["stats", "--lab", lab.name()], &[]).status.success());
+}
+
+#[test]
+fn an_agent_that_leases_takes_the_leases_over_and_ends_them() {
+    let node = Node::of_the_vpc_cni("x");
+    let lab = &node.lab;
+    let (mut held, seen) = node.talk("pod-a", SocketAddrV4::new(lab.address("host-x"), PEER));
+    assert_eq!(*seen.ip(), NODE);
+    let _daemon = node.daemon();
+    node.inventory("");
+    // What EC2 would tell: the ENIs carry the pods' addresses, and one more.
+    let mut inventory = std::fs::read_to_string(node.file("inventory.toml")).expect("the inventory");
+    for (eni, pods, more) in
+        [("eni0", ["pod-a", "pod-b"], ""), ("eni1", ["pod-c", "pod-d"], ", \"10.0.2.77\"")]
+    {
+        let [first, second] = pods.map(|pod| lab.address(pod));
+        let name = format!("[[eni]]\nname = \"{eni}\"\n");
+        assert!(inventory.contains(&name), "{inventory}");
+        let more = format!("{name}pod_addresses = [\"{first}\", \"{second}\"{more}]\n");
+        inventory = inventory.replace(&name, &more);
+    }
+    std::fs::write(node.file("inventory.toml"), inventory).expect("the inventory");
+    let socket = lab.path("cni/agent.sock");
+    let leasing = ["--cni-socket", socket.to_str().expect("a path")];
+    let agent = node.start_agent(&leasing);
+    // Its own introspection is where ipamd's was, and is not taken for it.
+    node.ends(&["adopt", "--wait", "30"], 0, &["4 pod(s) come over", "taken over"]);
+    assert!(is_open(&mut held), "a connection that the kernel had translated");
+    assert!(!node.file("ipam.json").exists());
+    let leases = || -> Vec<Value> {
+        let shown = lab.within("node", || {
+            let mut command = Command::new(program("sluice"));
+            command.args(["leases", "--output", "json", "--cni-socket"]).arg(&socket);
+            command.output().expect("sluice runs")
+        });
+        serde_json::from_slice(&shown.stdout).unwrap_or_default()
+    };
+    let pods: Vec<_> = leases().iter().map(|lease| lease["pod"]["name"].clone()).collect();
+    assert_eq!(pods.len(), 4, "{pods:?}");
+    assert!(
+        leases()
+            .iter()
+            .all(|lease| lease["eni"] != "eni-unknown" && lease["attachment"]["network"] == "sluice")
+    );
+    let (_new, seen) = node.talk("pod-c", SocketAddrV4::new(lab.address("host-x"), PEER));
+    assert!((1024..30_000).contains(&seen.port()) || seen.port() >= 61_000, "{seen}");
+
+    // They outlive the agent, and end as every other does.
+    end(agent);
+    let _agent = node.start_agent(&leasing);
+    eventually("the next agent answers", || leases().len() == 4);
+    assert!(is_open(&mut held), "a restart of the agent");
+    let sandbox = Sandbox::new(lab, "c2", "pod-c");
+    sandbox.del();
+    assert_eq!(leases().len(), 3);
+    let veth = format!("{PREFIX}$(printf %s lab.pod-c | sha1sum | cut -c1-11)");
+    assert_eq!(lab.sh("node", &format!("ip link show {veth} 2>/dev/null | wc -l")).trim(), "0");
+    assert!(is_open(&mut held), "the others go on");
+    // Its address cools down; a new pod gets the one that nobody had.
+    let new = Sandbox::new(lab, "fresh", "pod-c");
+    assert_eq!(new.add(), Ipv4Addr::new(10, 0, 2, 77));
+    assert_eq!(lab.source_check_drops(), 0);
 }

@@ -275,10 +275,10 @@ fn run(args: RunArgs) -> anyhow::Result<()> {
     let _watcher = args.from.manifests.as_deref().map(|from| Watcher::start(from, tell)).transpose()?;
     let (mut steer, mut calls) = (None, Vec::new());
     let given = args.inventory.as_deref().map(|path| settings.inventory(path)).transpose()?;
-    let opened = args.cni.open(&settings.environment, |checkpoint, live| {
+    let opened = args.cni.open(&settings.environment, |checkpoint, before| {
         if let Some(inventory) = &given {
             let pool = PoolSettings::from_env()?;
-            let addresses = cni::of_inventory(inventory, pool, checkpoint, live)?;
+            let addresses = cni::of_inventory(inventory, pool, checkpoint, before)?;
             return Ok((Box::new(addresses), inventory.clone()));
         }
         let services = match &settings.service_cidrs[..] {
@@ -286,7 +286,8 @@ fn run(args: RunArgs) -> anyhow::Result<()> {
             given => given.to_vec(),
         };
         let name = node::name()?;
-        let started = node::start(name, &settings.environment, &services, checkpoint, live, sender.clone())?;
+        let started =
+            node::start(name, &settings.environment, &services, checkpoint, before, sender.clone())?;
         steer = Some(started.steer);
         calls = started.calls;
         Ok((started.addresses, started.inventory))

@@ -16,6 +16,7 @@ use sluice_ec2::store::{Assigned, Eni, Lease, LeaseKey, Pod};
 use sluice_ec2::variables::Refused;
 use tokio::runtime::Runtime;
 
+use super::Before;
 use crate::inventory::Inventory;
 
 /// Where a boot has its name.
@@ -211,12 +212,29 @@ impl<C: Cloud, M: Metadata> Addresses for Pooled<C, M> {
     }
 }
 
+/// A pool that knows, before it does anything, who has addresses already.
+///
+/// # Errors
+/// The checkpoint can be neither read nor written.
+pub(crate) fn open<C: Cloud, M: Metadata>(
+    cloud: C,
+    metadata: M,
+    parts: Parts,
+    before: &Before,
+) -> io::Result<Pool<C, M>> {
+    let (pool, _) = Pool::open(cloud, metadata, Clock::system(), parts, &before.live)?;
+    for lease in &before.adopted {
+        pool.adopt(lease)?;
+    }
+    Ok(pool)
+}
+
 /// The addresses that an inventory has for pods.
 pub(crate) fn of_inventory(
     inventory: &Inventory,
     settings: Settings,
     checkpoint: &Path,
-    live: &[Lease],
+    before: &Before,
 ) -> Result<Pooled<Fixed, Fixed>, AddressesError> {
     let mut links: BTreeMap<EniId, String> = BTreeMap::new();
     let mut interfaces = Vec::new();
@@ -242,7 +260,7 @@ pub(crate) fn of_inventory(
         seed: seed(),
         storage: Arc::new(FileStorage::new(checkpoint)),
     };
-    let (pool, _) = Pool::open(fixed.clone(), fixed, Clock::system(), parts, live)
+    let pool = open(fixed.clone(), fixed, parts, before)
         .map_err(|source| AddressesError::Checkpoint { path: checkpoint.to_owned(), source })?;
     Pooled::start(runtime()?, Arc::new(pool), move |eni| links.get(&eni.id).cloned())
 }

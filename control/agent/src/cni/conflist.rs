@@ -9,7 +9,7 @@ use serde_json::json;
 const NAME: &str = "05-sluice.conflist";
 
 /// The network's name, which leases are keyed by.
-const NETWORK: &str = "sluice";
+pub(super) const NETWORK: &str = "sluice";
 
 /// Where the configuration goes, and what is in it.
 #[derive(Debug)]

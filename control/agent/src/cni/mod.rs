@@ -28,13 +28,14 @@ use std::time::Duration;
 
 use clap::Args;
 use sluice_cni::protocol::Shown;
+use sluice_ec2::cloud::EniId;
 use sluice_ec2::store::Lease;
 use sluice_state::Pod;
 
 pub use addresses::{Addresses, AddressesError, Pooled, Reserve};
-pub(crate) use addresses::{boot, of_inventory, runtime, seed};
+pub(crate) use addresses::{boot, of_inventory, open, runtime, seed};
 use book::{Book, BookError};
-use conflist::Conflist;
+use conflist::{Conflist, NETWORK};
 pub(crate) use counts::Counts;
 use desk::{Desk, Veth};
 
@@ -42,7 +43,7 @@ use crate::agent::Event;
 use crate::environment::Environment;
 use crate::inventory::Inventory;
 use crate::vpc_cni::names::PREFIX;
-use crate::vpc_cni::{Host, HostError};
+use crate::vpc_cni::{self, Host, HostError, LEASES};
 
 /// Beside the socket: there was an agent that was ready.
 const MARKER: &str = "ready";
@@ -90,6 +91,15 @@ impl CniError {
     }
 }
 
+/// Who has addresses before the pool begins: none of them may go to another pod, or back to EC2.
+#[derive(Debug, Default)]
+pub(crate) struct Before {
+    /// Leases that the live veths show, for when there is no checkpoint.
+    pub live: Vec<Lease>,
+    /// Leases of the VPC CNI's that are taken over.
+    pub adopted: Vec<Lease>,
+}
+
 /// The plugin's counterpart, before it answers.
 pub(crate) struct Cni {
     socket: PathBuf,
@@ -113,7 +123,7 @@ impl CniArgs {
     pub(crate) fn open(
         &self,
         environment: &Environment,
-        from: impl FnOnce(&Path, &[Lease]) -> anyhow::Result<(Box<dyn Addresses>, Inventory)>,
+        from: impl FnOnce(&Path, &Before) -> anyhow::Result<(Box<dyn Addresses>, Inventory)>,
     ) -> anyhow::Result<Option<(Cni, Inventory)>> {
         let Some(socket) = &self.cni_socket else { return Ok(None) };
         let directory = socket.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -121,14 +131,21 @@ impl CniArgs {
         // Before anything is read: two agents with one set of leases would give an address out twice.
         server::take(socket)?;
         let prefix = environment.veth_prefix.clone().unwrap_or_else(|| PREFIX.to_owned());
-        let book = Book::open(directory.join("attachments.json")).unwrap_or_else(|error| {
+        let mut book = Book::open(directory.join("attachments.json")).unwrap_or_else(|error| {
             let BookError { book, why } = error;
             tracing::error!("{why}");
             book
         });
         let host = Host::read()?;
-        let live = reclaim::live(&book, &host);
-        let (addresses, inventory) = from(&directory.join("leases.json"), &live)?;
+        let backing = environment.backing_store.as_deref().unwrap_or(Path::new(LEASES));
+        let taken = vpc_cni::import(backing, &host, &prefix)?;
+        let before = Before {
+            live: reclaim::live(&book, &host),
+            // Which ENI has which address, the pool finds out.
+            adopted: taken.iter().map(|pod| pod.allocation.lease(NETWORK, EniId::unknown())).collect(),
+        };
+        let (addresses, inventory) = from(&directory.join("leases.json"), &before)?;
+        reclaim::adopt(&mut book, &addresses.leases(), taken).map_err(CniError::file(directory))?;
         let mtu =
             environment.pod_mtu.or(environment.eni_mtu).map_or_else(|| mtu_of(&inventory, &host), u32::from);
         let veth = Veth { prefix, mtu };

@@ -3,12 +3,16 @@
 //! While no agent answers, a DEL succeeds (a pod must be able to go), and nobody writes it down. So an attachment is
 //! believed only where the node's kernel still has its veth, by name and by the address of the other end.
 
+use std::io;
+use std::path::PathBuf;
+
+use sluice_cni::protocol::Attachment;
 use sluice_ec2::moment::Clock;
 use sluice_ec2::store::{Lease, LeaseKey, Pod};
 
 use super::book::{Book, Entry};
 use super::desk::Desk;
-use crate::vpc_cni::Host;
+use crate::vpc_cni::{Host, Taken};
 
 /// The leases that live veths show, for when the checkpoint is lost.
 pub(super) fn live(book: &Book, host: &Host) -> Vec<Lease> {
@@ -30,6 +34,46 @@ pub(super) fn live(book: &Book, host: &Host) -> Vec<Lease> {
             }
         })
         .collect()
+}
+
+/// Notes the veths of pods of the VPC CNI that were leased their addresses.
+pub(super) fn adopt(book: &mut Book, leases: &[Lease], taken: Vec<Taken>) -> io::Result<()> {
+    for pod in taken {
+        let allocation = pod.allocation;
+        let lease = leases.iter().find(|lease| {
+            lease.address == allocation.address
+                && lease.key.container == allocation.container
+                && lease.key.interface == allocation.interface
+        });
+        let Some(lease) = lease else {
+            tracing::warn!(pod = allocation.pod(), address = %allocation.address, "is no longer the VPC CNI's: it stays as it is");
+            continue;
+        };
+        let attachment = Attachment {
+            network: lease.key.network.clone(),
+            container: allocation.container,
+            interface: allocation.interface,
+        };
+        if book.of(&attachment).is_some() {
+            continue;
+        }
+        tracing::info!(namespace = allocation.namespace, pod = allocation.name, address = %lease.address, "is taken over from the VPC CNI");
+        book.note(Entry {
+            attachment,
+            pod: sluice_cni::protocol::Pod {
+                namespace: allocation.namespace,
+                name: allocation.name,
+                uid: String::new(),
+            },
+            address: lease.address,
+            eni: lease.eni.clone(),
+            eni_link: pod.eni,
+            host_interface: pod.host_interface,
+            mac: pod.mac,
+            netns: PathBuf::new(),
+        })?;
+    }
+    Ok(())
 }
 
 /// Ends what has no veth any more; gives the pods that have.
@@ -59,7 +103,7 @@ pub(super) fn settle(desk: &Desk, host: &Host) -> Vec<sluice_state::Pod> {
         if !attached {
             tracing::info!(container = lease.key.container, address = %lease.address, "a lease without a veth ends");
             let LeaseKey { network, container, interface } = lease.key.clone();
-            desk.release(&sluice_cni::protocol::Attachment { network, container, interface });
+            desk.release(&Attachment { network, container, interface });
         }
     }
     stay.iter().map(Entry::pod).collect()

@@ -21,16 +21,15 @@ use sluice_ec2::aws::{Calls, Ec2, Imds, Settings as Ec2Settings};
 use sluice_ec2::checkpoint::FileStorage;
 use sluice_ec2::cloud::{EniId, Limits, Metadata as _};
 use sluice_ec2::custom::{self, Place, Spec};
-use sluice_ec2::moment::Clock;
 use sluice_ec2::pool::{Parts, Pool, ask_limits};
 use sluice_ec2::settings::{CustomKeys, Settings as PoolSettings};
-use sluice_ec2::store::{Eni, Lease, Role};
+use sluice_ec2::store::{Eni, Role};
 use sluice_kube::cluster::{EniConfig, EniConfigStanding, News, NodeFacts};
 use sluice_state::{Mac, Node, State};
 use tokio::sync::Notify;
 
 use crate::agent::Event;
-use crate::cni::{self, Addresses, Pooled};
+use crate::cni::{self, Addresses, Before, Pooled};
 use crate::environment::Environment;
 use crate::inventory::{Cluster, Inventory};
 use crate::standing::NodeNews;
@@ -177,7 +176,7 @@ pub(crate) fn start(
     environment: &Environment,
     service_cidrs: &[Ipv4Net],
     checkpoint: &Path,
-    live: &[Lease],
+    before: &Before,
     tell: Sender<Event>,
 ) -> anyhow::Result<Started> {
     let runtime = cni::runtime()?;
@@ -209,7 +208,7 @@ pub(crate) fn start(
     })?;
     let calls = vec![ec2.calls(), checker.calls()];
     let place = Place { vpc, zone: parts.identity.zone.clone() };
-    let (pool, _) = Pool::open(ec2, for_pool, Clock::system(), parts, live)
+    let pool = cni::open(ec2, for_pool, parts, before)
         .with_context(|| format!("leases cannot be kept in {}", checkpoint.display()))?;
     let pool = Arc::new(pool);
     runtime.block_on(known(&pool))?;

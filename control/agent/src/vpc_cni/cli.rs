@@ -198,4 +198,5 @@ pub(crate) fn is_refusal(error: &anyhow::Error) -> bool {
             )
         })
         || error.is::<super::ipam::LeasesError>()
+        || error.is::<super::import::ImportError>()
 }

@@ -16,6 +16,7 @@
 
 mod cli;
 mod host;
+mod import;
 mod ipam;
 pub(crate) mod names;
 mod plan;
@@ -30,6 +31,8 @@ pub(crate) use cli::is_refusal;
 pub use cli::{AdoptArgs, PresenceArgs, RestoreArgs, adopt, restore};
 pub(crate) use host::furnish;
 pub use host::{Host, HostError, Link, Rule};
+pub use import::ImportError;
+pub(crate) use import::import;
 pub use ipam::{Allocation, Leases, LeasesError, NETWORK};
 pub use names::host_interface;
 pub use plan::{Left, Plan, Taken, plan};

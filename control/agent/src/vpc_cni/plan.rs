@@ -44,6 +44,9 @@ pub struct Left {
     pub what: String,
     /// Why.
     pub why: String,
+    /// The address that it goes on using, where that is one of the node's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address: Option<Ipv4Addr>,
 }
 
 /// What becomes of what is there.
@@ -103,7 +106,7 @@ pub fn plan(
             Fate::Taken(taken) => plan.taken.push(taken),
             Fate::Dropped(why) => {
                 let what = format!("{} {}", allocation.pod(), allocation.address);
-                plan.dropped.push(Left { what, why });
+                plan.dropped.push(Left { what, why, address: None });
                 // Somebody else may have the address by now.
                 if !host.pods.contains_key(&allocation.address) {
                     plan.stale.extend(rules_of(&host.rules, allocation.address));
@@ -111,15 +114,15 @@ pub fn plan(
             }
             Fate::Left(why) => {
                 told.insert(host_interface(prefix, &allocation.namespace, &allocation.name));
-                plan.left.push(Left { what: allocation.pod(), why });
+                plan.left.push(Left { what: allocation.pod(), why, address: Some(allocation.address) });
             }
         }
     }
-    plan.left.extend(
-        refused
-            .iter()
-            .map(|entry| Left { what: "an entry of the VPC CNI's leases".into(), why: entry.clone() }),
-    );
+    plan.left.extend(refused.iter().map(|entry| Left {
+        what: "an entry of the VPC CNI's leases".into(),
+        why: entry.clone(),
+        address: None,
+    }));
     let taken: BTreeSet<&str> = plan.taken.iter().map(|taken| taken.host_interface.as_str()).collect();
     for link in host.links.values().filter(|link| !taken.contains(link.name.as_str())) {
         let (what, why) = if is_host_interface(BRANCH, &link.name) {
@@ -135,7 +138,7 @@ pub fn plan(
         } else {
             continue;
         };
-        plan.left.push(Left { what, why: why.into() });
+        plan.left.push(Left { what, why: why.into(), address: None });
     }
     let shared = |rule: &&Rule| match rule.priority {
         MARKED => {

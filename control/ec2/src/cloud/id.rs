@@ -82,6 +82,14 @@ id!(
     "eni-",
     "network interface id"
 );
+impl EniId {
+    /// No interface's: of an address whose interface is not found out yet.
+    #[must_use]
+    pub fn unknown() -> Self {
+        Self("eni-unknown".into())
+    }
+}
+
 id!(
     /// The attachment of an interface to an instance, `eni-attach-…`.
     AttachmentId,

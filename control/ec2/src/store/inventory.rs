@@ -144,7 +144,20 @@ impl Store {
                 changes.push(Change::Vanished(id));
             }
         }
+        self.rehome();
         changes
+    }
+
+    /// A lease is of the interface that carries its address: one that came from another CNI did not say which.
+    fn rehome(&mut self) {
+        for lease in self.leases.values_mut() {
+            let carries = |eni: &&Eni| eni.holds(lease.address).is_some();
+            if let Some(carrier) = self.enis.values().find(carries)
+                && carrier.id != lease.eni
+            {
+                lease.eni = carrier.id.clone();
+            }
+        }
     }
 
     fn merge(&mut self, known: &Eni, told: &mut Eni, belief: Belief<'_>, changes: &mut Vec<Change>) {
