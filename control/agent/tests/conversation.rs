@@ -249,12 +249,12 @@ fn the_vpc_cnis_variables_reach_the_state() {
         ("AWS_VPC_K8S_CNI_EXTERNALSNAT", "true"),
         ("AWS_VPC_K8S_CNI_EXCLUDE_SNAT_CIDRS", "192.0.2.0/24"),
         ("AWS_VPC_K8S_CNI_RANDOMIZESNAT", "none"),
-        ("DISABLE_METRICS", "true"),
+        ("DISABLE_POD_V6", "true"),
     ]);
     assert!(!before.nat.external_snat && state.nat.external_snat);
     assert_eq!(state.nat.exclude_cidrs, ["192.0.2.0/24".parse().unwrap()]);
     assert_eq!(state.nat.randomize, sluice_state::RandomizeSnat::None);
-    assert!(said.contains("DISABLE_METRICS=true is not read by this agent yet"), "{said}");
+    assert!(said.contains("DISABLE_POD_V6=true changes nothing"), "{said}");
     let listed =
         Command::new(env!("CARGO_BIN_EXE_sluice-agent")).arg("env").env("POD_MTU", "1400").output().unwrap();
     let listed = String::from_utf8_lossy(&listed.stdout).into_owned();

@@ -38,7 +38,10 @@ fn what_is_set_goes_over_the_inventory() {
         ("AWS_VPC_ENI_MTU", "1500"),
         ("POD_MTU", "1480"),
         ("AWS_VPC_K8S_CNI_VETHPREFIX", "veth"),
-        ("INTROSPECTION_BIND_ADDRESS", "1"),
+        ("INTROSPECTION_BIND_ADDRESS", "unix:/run/aws-node.sock"),
+        ("DISABLE_INTROSPECTION", "true"),
+        ("DISABLE_METRICS", "TRUE"),
+        ("DISABLE_POD_V6", "true"),
     ])
     .unwrap();
     let mut nat = Nat { exclude_cidrs: nets(&["10.9.0.0/16"]), external_snat: true, ..Nat::default() };
@@ -50,11 +53,9 @@ fn what_is_set_goes_over_the_inventory() {
     assert_eq!((environment.eni_mtu, environment.pod_mtu), (Some(1500), Some(1480)));
     assert_eq!(environment.veth_prefix.as_deref(), Some("veth"));
     let said = environment.notes.join("\n");
-    assert!(
-        said.contains("2001:db8::/32")
-            && said.contains("INTROSPECTION_BIND_ADDRESS=1 is not read by this agent"),
-        "{said}"
-    );
+    assert!(said.contains("2001:db8::/32") && said.contains("DISABLE_POD_V6=true changes nothing"), "{said}");
+    assert_eq!(environment.introspection, Some(Bind::Unix("/run/aws-node.sock".into())));
+    assert!(environment.no_introspection && environment.no_metrics);
 }
 
 #[test]
@@ -69,6 +70,7 @@ fn everything_wrong_is_named_at_once_with_what_is_valid() {
         ("AWS_VPC_K8S_CNI_VETHPREFIX", "vlan", "1 to 4 letters"),
         ("ENABLE_IPv6", "true", "only false is valid"),
         ("ENABLE_IPv4", "maybe", "true or false"),
+        ("INTROSPECTION_BIND_ADDRESS", "61679", "ADDRESS:PORT or unix:/PATH"),
     ];
     let set: Vec<_> = wrong.iter().map(|(name, value, _)| (*name, *value)).collect();
     let found = refused(&set);
@@ -100,7 +102,7 @@ fn each_standing_does_what_it_says() {
     for variable in VARIABLES {
         let result = read(&[(variable.name, "bogus")]);
         match variable.standing {
-            // Words that are not among the valid ones; a MTU or a prefix that is awaited is checked all the same.
+            // Words that are not among the valid ones; one of the pool's is refused by the pool.
             Standing::Honoured if TEXTS.contains(&variable.name) => {
                 assert!(result.is_ok(), "{}", variable.name);
             }
