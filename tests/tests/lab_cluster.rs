@@ -2,8 +2,7 @@
 //! is slow, away, or forgets, and an agent that is restarted meanwhile.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::os::unix::process::CommandExt as _;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -12,8 +11,7 @@ use sluice_tests::fakes::kubernetes::faults::{Fault, What};
 use sluice_tests::fakes::kubernetes::kinds;
 use sluice_tests::lab::cni::Sandbox;
 use sluice_tests::lab::{
-    Lab, NODE, PATIENCE, PEER, Server, Signal, connect, eventually, greeting, is_open, program, signal,
-    tcp_peer,
+    Lab, NODE, PATIENCE, PEER, Running, Server, connect, eventually, greeting, is_open, program, tcp_peer,
 };
 
 /// A lab whose agent follows an API server in the node's namespace.
@@ -21,16 +19,6 @@ struct Bed {
     lab: Lab,
     server: FakeApiServer,
     files: tempfile::TempDir,
-}
-
-/// An agent; it ends with this.
-struct Agent(Child);
-
-impl Drop for Agent {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 impl Bed {
@@ -41,8 +29,7 @@ impl Bed {
         let args = ["--pods", "0", "--spare-addresses", "6", "--manifests", empty.to_str().unwrap()];
         let lab = Lab::up(tag, &args);
         // The lab's own agent follows a directory.
-        signal(lab.pid("agent"), Signal::SIGTERM);
-        eventually("the lab's agent has ended", || !lab.path("cni/agent.sock").exists());
+        lab.stop_agent();
         for file in ["net.d/05-sluice.conflist", "cni/ready"] {
             let _ = std::fs::remove_file(lab.path(file));
         }
@@ -95,22 +82,11 @@ impl Bed {
         }));
     }
 
-    fn start_agent(&self) -> Agent {
-        let log = std::fs::File::create(self.lab.path("agent-again.log")).unwrap();
-        let mut command = Command::new(program("sluice-agent"));
-        let path = |file: &str| self.lab.path(file);
-        command.arg("--kubeconfig").arg(self.files.path().join("kubeconfig"));
-        command.arg("--inventory").arg(path("inventory.toml"));
-        command.arg("--state-socket").arg(path("run/state.sock"));
-        command.arg("--cni-socket").arg(path("cni/agent.sock")).arg("--cni-conf-dir").arg(path("net.d"));
-        command.arg("--status").arg(self.files.path().join("status.json"));
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).process_group(0);
-        Agent(self.lab.within("node", || command.spawn().unwrap()))
-    }
-
-    fn is_ready(&self) {
-        let conflist = self.lab.path("net.d/05-sluice.conflist");
-        eventually("the CNI configuration is there", || conflist.exists());
+    fn start_agent(&self) -> Running {
+        let mut agent = self.lab.agent(&program("sluice-agent"));
+        agent.arg("--kubeconfig").arg(self.files.path().join("kubeconfig"));
+        agent.arg("--inventory").arg(self.lab.path("inventory.toml"));
+        self.lab.on_the_node(agent.arg("--status").arg(self.files.path().join("status.json")))
     }
 
     fn paths(&self) -> usize {
@@ -182,7 +158,7 @@ fn an_api_server_that_is_away_stops_no_packet_and_no_pod_that_is_known() {
     let (p, q, r) = (bed.pod("p"), bed.pod("q"), bed.pod("r"));
     bed.only("q", "p");
     let agent = bed.start_agent();
-    bed.is_ready();
+    bed.lab.has_a_conflist();
     let (_, at_q) = (p.add(), q.add());
     let _server = bed.listen("q");
     let to = SocketAddrV4::new(bed.lab.address("host-x"), PEER);
@@ -225,7 +201,7 @@ fn a_pod_that_is_deleted_by_force_keeps_path_and_policy_until_its_sandbox_goes()
     let (p, q) = (bed.pod("p"), bed.pod("q"));
     bed.only("q", "p");
     let _agent = bed.start_agent();
-    bed.is_ready();
+    bed.lab.has_a_conflist();
     let (_, at_q) = (p.add(), q.add());
     let _server = bed.listen("q");
     assert!(bed.reaches("p", at_q));

@@ -2,16 +2,13 @@
 //! daemon, real namespaces, real packets.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::os::unix::process::CommandExt as _;
-use std::process::{Command, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use sluice_tests::lab::cni::{Sandbox, address, answered};
 use sluice_tests::lab::{
-    ECHO, Lab, NODE, PATIENCE, PEER, Server, Signal, connect, eventually, greeting, is_open, program, signal,
+    Echoes, Lab, NODE, PATIENCE, PEER, Running, Server, connect, eventually, greeting, is_open, program,
     sluice, tcp_peer, try_tcp_peer, udp_peer,
 };
 
@@ -32,13 +29,8 @@ impl Bed {
         let args = ["--pods", "0", "--spare-addresses", spare, "--manifests", directory];
         let lab = Lab::up(tag, &args);
         let bed = Self { manifests, ..bed(lab) };
-        bed.is_ready();
+        bed.lab.has_a_conflist();
         bed
-    }
-
-    fn is_ready(&self) {
-        let conflist = self.lab.path("net.d/05-sluice.conflist");
-        eventually("the CNI configuration is there", || conflist.exists());
     }
 
     fn write(&self, file: &str, text: &str) {
@@ -47,23 +39,11 @@ impl Bed {
         std::fs::rename(beside, self.manifests.path().join(file)).unwrap();
     }
 
-    /// Ends the lab's agent, as an upgrade does.
-    fn stop_agent(&self) {
-        let pid = self.lab.pid("agent");
-        signal(pid, Signal::SIGTERM);
-        eventually("the agent has ended", || !self.lab.path("cni/agent.sock").exists());
-    }
-
-    /// Starts an agent as the lab did; it ends with this.
-    fn start_agent(&self) -> Agent {
-        let log = std::fs::File::create(self.lab.path("agent-again.log")).unwrap();
-        let mut command = Command::new(program("sluice-agent"));
-        let path = |file: &str| self.lab.path(file);
-        command.arg("--manifests").arg(self.manifests.path()).arg("--inventory").arg(path("inventory.toml"));
-        command.arg("--state-socket").arg(path("run/state.sock"));
-        command.arg("--cni-socket").arg(path("cni/agent.sock")).arg("--cni-conf-dir").arg(path("net.d"));
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).process_group(0);
-        Agent(self.lab.within("node", || command.spawn().unwrap()))
+    /// Starts an agent as the lab did.
+    fn start_agent(&self) -> Running {
+        let mut agent = self.lab.agent(&program("sluice-agent"));
+        agent.arg("--manifests").arg(self.manifests.path());
+        self.lab.on_the_node(agent.arg("--inventory").arg(self.lab.path("inventory.toml")))
     }
 
     /// Waits until these pods have paths, and no others: a DEL waits for no acknowledgement.
@@ -79,15 +59,6 @@ impl Bed {
         let mut ips: Vec<_> = pods.iter().map(|pod| pod["ip"].as_str().unwrap().parse().unwrap()).collect();
         ips.sort_unstable();
         ips
-    }
-}
-
-struct Agent(std::process::Child);
-
-impl Drop for Agent {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
     }
 }
 
@@ -242,8 +213,8 @@ fn a_restarting_agent_loses_no_connection_no_lease_and_makes_no_node_not_ready()
     let mut stream = lab.within("p", || connect(None, to, PATIENCE)).unwrap();
     greeting(&mut stream).unwrap();
     // An agent that is replaced loses no packet of a pod: each datagram is answered, while one goes and the next comes.
-    let load = Load::start(lab, "p");
-    bed.stop_agent();
+    let load = Echoes::start(lab, "p");
+    bed.lab.stop_agent();
     assert!(is_open(&mut stream));
     assert_eq!(p.call("STATUS", &p.configuration("1.1.0")), Ok(Value::Null), "it has been ready before");
     let stood = Instant::now();
@@ -255,46 +226,13 @@ fn a_restarting_agent_loses_no_connection_no_lease_and_makes_no_node_not_ready()
     let _agent = bed.start_agent();
     let at_r = address(&answered(&adding.wait_with_output().unwrap()).unwrap());
     assert!(is_open(&mut stream));
-    let (sent, answered) = load.stop();
-    assert!(sent > 500 && sent == answered, "{answered} of {sent} datagrams were answered");
+    load.lost_none(500);
     assert_ne!(at_r, at_p);
     let paths = bed.paths();
     assert!(paths.contains(&at_p) && paths.contains(&at_r) && !paths.contains(&at_q), "{paths:?}");
     assert_eq!(p.call("STATUS", &p.configuration("1.1.0")), Ok(Value::Null));
     p.del();
     bed.has_paths(&[at_r]);
-}
-
-/// Datagrams from a pod to the echo of the outside host, one after the other.
-struct Load {
-    stop: Arc<AtomicBool>,
-    thread: std::thread::JoinHandle<(u32, u32)>,
-}
-
-impl Load {
-    fn start(lab: &Lab, member: &str) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        let (ends, to) = (Arc::clone(&stop), SocketAddrV4::new(lab.address("host-x"), ECHO));
-        let socket = lab.within(member, || std::net::UdpSocket::bind("0.0.0.0:0").unwrap());
-        socket.connect(to).unwrap();
-        socket.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
-        let thread = std::thread::spawn(move || {
-            let (mut sent, mut answered) = (0, 0);
-            while !ends.load(Ordering::Relaxed) {
-                socket.send(&u32::to_be_bytes(sent)).unwrap();
-                sent += 1;
-                answered += u32::from(socket.recv(&mut [0; 16]).is_ok());
-                std::thread::sleep(Duration::from_millis(1));
-            }
-            (sent, answered)
-        });
-        Self { stop, thread }
-    }
-
-    fn stop(self) -> (u32, u32) {
-        self.stop.store(true, Ordering::Relaxed);
-        self.thread.join().unwrap()
-    }
 }
 
 #[test]

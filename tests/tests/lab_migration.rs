@@ -5,28 +5,17 @@ use std::collections::BTreeSet;
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Command, Output, Stdio};
 
 use serde_json::{Value, json};
 use sluice_tests::lab::cni::Sandbox;
 use sluice_tests::lab::{
-    Lab, NODE, PATIENCE, PEER, Signal, connect, eventually, greeting, is_open, program, signal, sluice,
+    Lab, NODE, PATIENCE, PEER, Running, connect, eventually, greeting, is_open, program, sluice,
 };
 
 const PODS: [&str; 4] = ["pod-a", "pod-b", "pod-c", "pod-d"];
 /// What the lab's rules call pods' veths: as an operator with AWS_VPC_K8S_CNI_VETHPREFIX=enia has it.
 const PREFIX: &str = "enia";
-
-/// Ends a program at the end of its test.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 /// A node of the VPC CNI.
 struct Node {
@@ -113,7 +102,7 @@ impl Node {
         let mut daemon = Command::new(program("sluiced"));
         daemon.arg("run").arg("--run-dir").arg(self.lab.path("run")).arg("--bpffs").arg(self.lab.path("bpf"));
         daemon.stdin(Stdio::null()).stdout(self.log("sluiced.out")).stderr(self.log("sluiced.log"));
-        Running(self.lab.within("node", || daemon.spawn().expect("sluiced starts")))
+        self.lab.on_the_node(&mut daemon)
     }
 
     /// The lab's state without its pods, and what goes in their place.
@@ -140,7 +129,7 @@ impl Node {
         agent.arg("--state-socket").arg(self.lab.path("run/state.sock")).args(more);
         agent.env("AWS_VPC_K8S_CNI_BACKING_STORE", self.file("ipam.json"));
         agent.stdout(Stdio::null()).stderr(self.log("agent.log"));
-        Running(self.lab.within("node", || agent.spawn().expect("sluice-agent starts")))
+        self.lab.on_the_node(&mut agent)
     }
 
     /// The daemon, and an agent that has the pods' places from the VPC CNI's leases.
@@ -346,7 +335,7 @@ fn a_node_comes_over_with_its_connections_and_goes_back() {
     node.ends(&["restore-vpc-cni"], 0, &["4 lease(s)"]);
     lay_as_aws_node_does(&node, &saved);
     all_open(&mut held, "with the VPC CNI's rules back");
-    end(daemon);
+    daemon.stop();
     let untranslated = ["pod-c to 10.0.77.7", "host-v to", "node to", "pod-a to 10.0.2.21"];
     for (what, stream) in &mut held {
         if untranslated.iter().any(|begin| what.starts_with(begin)) {
@@ -368,16 +357,6 @@ fn lay_as_aws_node_does(node: &Node, saved: &str) {
     let path = node.file("aws.rules");
     node.lab.sh("node", &format!("iptables-restore --noflush {}", path.display()));
     node.lab.sh("node", "ip rule add fwmark 0x80/0x80 lookup main pref 1024");
-}
-
-/// SIGTERM, and its end.
-fn end(mut daemon: Running) {
-    signal(i32::try_from(daemon.0.id()).expect("a process id"), Signal::SIGTERM);
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while daemon.0.try_wait().expect("a child").is_none() {
-        assert!(Instant::now() < deadline, "the daemon does not end");
-        std::thread::sleep(Duration::from_millis(20));
-    }
 }
 
 #[test]
@@ -463,7 +442,7 @@ fn an_agent_that_leases_takes_the_leases_over_and_ends_them() {
     assert!((1024..30_000).contains(&seen.port()) || seen.port() >= 61_000, "{seen}");
 
     // They outlive the agent, and end as every other does.
-    end(agent);
+    agent.stop();
     let _agent = node.start_agent(&leasing);
     eventually("the next agent answers", || leases().len() == 4);
     assert!(is_open(&mut held), "a restart of the agent");

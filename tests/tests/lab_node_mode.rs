@@ -4,8 +4,6 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpStream};
-use std::os::unix::process::CommandExt as _;
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,7 +16,7 @@ use sluice_tests::fakes::ec2::{Delays, World, faults::Policy, shapes};
 use sluice_tests::fakes::kubernetes::FakeApiServer;
 use sluice_tests::fakes::kubernetes::kinds;
 use sluice_tests::lab::cni::Sandbox;
-use sluice_tests::lab::{Lab, NODE, PEER, Signal, eventually, program, signal, tcp_peer};
+use sluice_tests::lab::{Lab, NODE, PEER, Running, program, tcp_peer};
 
 struct Bed {
     lab: Lab,
@@ -31,15 +29,6 @@ struct Bed {
     _runtime: tokio::runtime::Runtime,
 }
 
-struct Agent(Child);
-
-impl Drop for Agent {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 impl Bed {
     /// A node of a type with two ENIs of two addresses each: one pod on the primary, one on the other.
     fn up(tag: &str) -> Self {
@@ -48,8 +37,7 @@ impl Bed {
         std::fs::create_dir(&empty).unwrap();
         let args = ["--pods", "0", "--spare-addresses", "1", "--manifests", empty.to_str().unwrap()];
         let lab = Lab::up(tag, &args);
-        signal(lab.pid("agent"), Signal::SIGTERM);
-        eventually("the lab's agent has ended", || !lab.path("cni/agent.sock").exists());
+        lab.stop_agent();
         for file in ["net.d/05-sluice.conflist", "cni/ready", "cni/leases.json", "cni/attachments.json"] {
             let _ = std::fs::remove_file(lab.path(file));
         }
@@ -141,31 +129,21 @@ impl Bed {
         sandbox
     }
 
-    fn start_agent(&self, more: &[(&str, &str)]) -> Agent {
-        let log = std::fs::File::create(self.lab.path("agent-again.log")).unwrap();
-        let mut command = Command::new(program("sluice-agent"));
-        let path = |file: &str| self.lab.path(file);
-        command.arg("--kubeconfig").arg(self.files.path().join("kubeconfig"));
-        command.arg("--state-socket").arg(path("run/state.sock"));
-        command.arg("--cni-socket").arg(path("cni/agent.sock")).arg("--cni-conf-dir").arg(path("net.d"));
-        command.env("MY_NODE_NAME", "the-node").env("IP_COOLDOWN_PERIOD", "1");
-        command.env("AWS_EC2_ENDPOINT", self.faces[0].url());
-        command.env("AWS_EC2_METADATA_SERVICE_ENDPOINT", self.faces[1].url());
-        command.env("AWS_ACCESS_KEY_ID", "AKIATEST").env("AWS_SECRET_ACCESS_KEY", "any");
-        command.envs(more.iter().copied());
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).process_group(0);
-        Agent(self.lab.within("node", || command.spawn().unwrap()))
-    }
-
-    fn log(&self) -> String {
-        std::fs::read_to_string(self.lab.path("agent-again.log")).unwrap_or_default()
+    fn start_agent(&self, more: &[(&str, &str)]) -> Running {
+        let mut agent = self.lab.agent(&program("sluice-agent"));
+        agent.arg("--kubeconfig").arg(self.files.path().join("kubeconfig"));
+        agent.env("MY_NODE_NAME", "the-node").env("IP_COOLDOWN_PERIOD", "1");
+        agent.env("AWS_EC2_ENDPOINT", self.faces[0].url());
+        agent.env("AWS_EC2_METADATA_SERVICE_ENDPOINT", self.faces[1].url());
+        agent.env("AWS_ACCESS_KEY_ID", "AKIATEST").env("AWS_SECRET_ACCESS_KEY", "any");
+        self.lab.on_the_node(agent.envs(more.iter().copied()))
     }
 
     #[track_caller]
     fn soon(&self, what: &str, mut holds: impl FnMut() -> bool) {
         let deadline = Instant::now() + Duration::from_secs(20);
         while !holds() {
-            assert!(Instant::now() < deadline, "{what}; the agent says\n{}", self.log());
+            assert!(Instant::now() < deadline, "{what}; the agent says\n{}", self.lab.agent_log());
             std::thread::sleep(Duration::from_millis(50));
         }
     }
@@ -267,8 +245,7 @@ fn a_node_finds_its_enis_gives_their_addresses_to_pods_and_keeps_both_over_a_res
     let pods = bed.page(61679, "/v1/pods");
     assert!(pods.contains(&at_p.to_string()) && pods.contains(&at_q.to_string()), "{pods}");
 
-    signal(i32::try_from(agent.0.id()).unwrap(), Signal::SIGTERM);
-    drop(agent);
+    agent.stop();
     let calls = bed.shared.world().counts().values().sum::<usize>();
     let _agent = bed.start_agent(&[]);
     bed.soon("the next agent answers", || p.call("STATUS", &p.configuration("1.1.0")).is_ok());
@@ -289,7 +266,7 @@ fn under_custom_networking_pods_have_addresses_of_the_eniconfig_alone() {
     let bed = Bed::up("b");
     let custom = [("AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG", "true"), ("ENI_CONFIG_LABEL_DEF", "zone")];
     let _agent = bed.start_agent(&custom);
-    bed.soon("what is missing is said", || bed.log().contains("there is no ENIConfig default"));
+    bed.soon("what is missing is said", || bed.lab.agent_log().contains("there is no ENIConfig default"));
     assert!(!bed.lab.path("net.d/05-sluice.conflist").exists(), "the node is not ready");
     bed.soon("the node has a condition", || bed.condition().0 == "ENIConfigUnusable");
     assert!(bed.condition().1.contains("there is no ENIConfig default"));
@@ -309,7 +286,7 @@ fn under_custom_networking_pods_have_addresses_of_the_eniconfig_alone() {
             .unwrap();
     };
     config(&wrong);
-    bed.soon("the wrong zone is said", || bed.log().contains("an interface cannot leave its zone"));
+    bed.soon("the wrong zone is said", || bed.lab.agent_log().contains("an interface cannot leave its zone"));
     assert_eq!(bed.interfaces().len(), 1);
     bed.soon("the condition says so too", || {
         bed.condition().1.contains("an interface cannot leave its zone")

@@ -3,6 +3,7 @@
 //!
 //! Everything panics with a message: this is support for tests, and a lab that cannot be had is a failed test.
 
+mod agent;
 pub mod cni;
 mod frames;
 mod netns;
@@ -21,13 +22,15 @@ use nix::fcntl::{Flock, FlockArg};
 pub use nix::sys::signal::Signal;
 use serde_json::Value;
 
+pub use agent::Running;
 pub use frames::{ETHERTYPE_ARP, Sender, mac};
 pub use netns::within;
 pub use push::Pusher;
 pub use sniff::{Seen, Sniffer};
 pub use stats::{Delta, Stats};
 pub use talk::{
-    ECHO, PATIENCE, PEER, Server, connect, greeting, is_open, tcp_peer, try_tcp_peer, udp_exchange, udp_peer,
+    ECHO, Echoes, PATIENCE, PEER, Server, connect, greeting, is_open, tcp_peer, try_tcp_peer, udp_exchange,
+    udp_peer,
 };
 
 /// The node's primary address in every lab.

@@ -12,7 +12,7 @@ use std::time::Duration;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, setsockopt, socket, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike as _};
 
-use super::netns;
+use super::{Lab, netns};
 
 /// How long an answer may take.
 pub const PATIENCE: Duration = Duration::from_secs(3);
@@ -128,6 +128,53 @@ pub fn udp_exchange(socket: &UdpSocket, len: usize) -> std::io::Result<SocketAdd
         return Err(std::io::Error::other("the answer differs from what was sent"));
     }
     String::from_utf8_lossy(&answer[..end]).parse().map_err(std::io::Error::other)
+}
+
+/// Datagrams from a member of a lab to the echo of the outside host, one after the other, a millisecond between them.
+#[derive(Debug)]
+pub struct Echoes {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<(u32, u32)>,
+}
+
+impl Echoes {
+    /// Begins.
+    ///
+    /// # Panics
+    /// The member has no way to the outside.
+    #[must_use]
+    pub fn start(lab: &Lab, member: &str) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (ends, to) = (Arc::clone(&stop), SocketAddrV4::new(lab.address("host-x"), ECHO));
+        let socket = lab.within(member, || UdpSocket::bind("0.0.0.0:0").expect("a socket"));
+        socket.connect(to).expect("a way to the outside");
+        socket.set_read_timeout(Some(Duration::from_secs(1))).expect("a time-out");
+        let thread = std::thread::spawn(move || {
+            let (mut sent, mut answered) = (0, 0);
+            while !ends.load(Ordering::Relaxed) {
+                socket.send(&u32::to_be_bytes(sent)).expect("it is sent");
+                sent += 1;
+                answered += u32::from(socket.recv(&mut [0; 16]).is_ok());
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            (sent, answered)
+        });
+        Self { stop, thread }
+    }
+
+    /// Ends: not one of them was lost, and at least `at_least` were sent.
+    ///
+    /// # Panics
+    /// Otherwise.
+    #[track_caller]
+    pub fn lost_none(self, at_least: u32) {
+        self.stop.store(true, Ordering::Relaxed);
+        let (sent, answered) = self.thread.join().expect("the thread of the datagrams");
+        assert!(
+            sent >= at_least && sent == answered,
+            "{answered} of {sent} datagrams were answered, {at_least} were to be"
+        );
+    }
 }
 
 /// An echo server of a test in some namespace: like port [`PEER`] the first line says what the client is seen as.
